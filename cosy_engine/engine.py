@@ -1,0 +1,421 @@
+"""The engine: requests in, chunks of sound out.
+
+A request waits for its turn, its text becomes pieces, the speech LM turns each piece into tokens and token2wav turns
+those into sound, both at the same time and one piece ahead of the listener. Nothing here knows of Gradio or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+
+from cosy_engine import metrics
+from cosy_engine.admission import AdmissionQueue, PositionCallback
+from cosy_engine.audio.decode import Recording
+from cosy_engine.checkpoint.default import default_model_dir
+from cosy_engine.checkpoint.load import CosyVoiceModel, load_model
+from cosy_engine.config import Settings, choose_device
+from cosy_engine.errors import BackendUnavailableError, EngineStoppedError, InvalidRequestError
+from cosy_engine.frontend import Frontend, Mode, ModelInputs, Prompt
+from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
+from cosy_engine.speech_lm.silence import silence_filter
+from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
+from cosy_engine.token2wav.token2wav import Session, Token2Wav
+from cosy_engine.voices.store import VoiceStore
+from cosy_engine.voices.voice import Voice
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_SPEED_RANGE = (0.5, 2.0)
+_MAX_SEED = 2**32 - 1
+_PROMPTS_KEPT = 16
+_END = None
+
+
+@dataclass(frozen=True)
+class SynthesisRequest:
+    """What to say and how.
+
+    Attributes:
+        text: what is said; an async iterator of strings for text that arrives piece by piece.
+        mode: zero_shot, cross_lingual, instruct or vc (voice conversion of `source`).
+        voice: id of a saved voice; or
+        prompt: a voice made with `Engine.make_prompt`.
+        instruct: how to say it, for the instruct mode.
+        source: the recording to convert, for the vc mode.
+        stream: sound as soon as it is made; otherwise one chunk a piece of text.
+        speed: 0.5 to 2.
+        seed: of every random draw; chosen and told when None.
+    """
+
+    text: str | AsyncIterator[str] = ""
+    mode: Mode = "zero_shot"
+    voice: str | None = None
+    prompt: Prompt | None = None
+    instruct: str = ""
+    source: Recording | None = None
+    stream: bool = True
+    speed: float = 1.0
+    seed: int | None = None
+    split_text: bool = True
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """A stretch of sound: float32 `[n]` in -1..1. `piece` of `pieces` is the text piece it belongs to, from 0."""
+
+    samples: np.ndarray
+    sample_rate: int
+    index: int
+    piece: int
+    pieces: int
+    seed: int
+
+
+@dataclass
+class Timings:
+    """Seconds, filled in as the request proceeds. `rtf` is seconds of work per second of sound."""
+
+    queue: float = 0.0
+    first_token: float | None = None
+    first_audio: float | None = None
+    audio_seconds: float = 0.0
+    work_seconds: float = 0.0
+    chunks: int = 0
+    tokens: int = 0
+
+    @property
+    def rtf(self) -> float | None:
+        return self.work_seconds / self.audio_seconds if self.audio_seconds else None
+
+
+@dataclass
+class Synthesis:
+    """A running request: `async for chunk in synthesis`; leaving the loop or `cancel()` stops the work."""
+
+    seed: int
+    _chunks: Any = field(repr=False)
+    timings: Timings
+
+    def __aiter__(self) -> AsyncIterator[AudioChunk]:
+        return self._chunks
+
+    async def cancel(self) -> None:
+        """Stop generating and free what the request held."""
+        await self._chunks.aclose()
+
+
+class Engine:
+    """Serves many requests at once from one loaded model. Safe to use from several event loops."""
+
+    def __init__(self, model: CosyVoiceModel, settings: Settings) -> None:
+        self.model = model
+        self.settings = settings
+        self.frontend = Frontend(model)
+        self.voices = VoiceStore(settings.voices_dir, model.fingerprint, model.builtin_voices)
+        self.queue = AdmissionQueue(settings.concurrency, settings.max_queue)
+        self._speech_lm: SpeechLM = TorchSpeechLM(model.lm, upstream_exact=settings.upstream_exact)
+        self._token2wav = Token2Wav(model.flow, model.hift, upstream_exact=settings.upstream_exact)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="token2wav")
+        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._closed = False
+
+    @classmethod
+    def load(cls, model_dir: str | Path | None = None, settings: Settings | None = None) -> Self:
+        """Load a model directory (path or id; None is the one that ships with the project) and get ready.
+
+        Raises:
+            ModelDirectoryError: the directory is missing or incomplete.
+            BackendUnavailableError: a backend or device that was asked for by name cannot run here.
+        """
+        settings = settings or Settings()
+        _check_backends(settings)
+        device = choose_device(settings.device)
+        dtype = torch.float16 if settings.fp16 and device.type == "cuda" else torch.float32
+        directory = model_dir or settings.model_dir or default_model_dir()
+        model = load_model(directory, device, dtype)
+        if settings.compile:
+            model.flow.decoder.estimator.compile(dynamic=True)
+        engine = cls(model, settings)
+        if settings.warm_up:
+            engine._warm_up()
+        return engine
+
+    def synthesize(self, request: SynthesisRequest, on_position: PositionCallback | None = None) -> Synthesis:
+        """Begin a request. `on_position` hears its place in the queue (1 is next, 0 its turn).
+
+        Raises (here or while iterating):
+            InvalidRequestError, VoiceNotFoundError, VoiceMismatchError, QueueFullError, EngineStoppedError
+        """
+        if self._closed:
+            raise EngineStoppedError("The engine has been closed.")
+        _check_request(request)
+        seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+        timings = Timings()
+        return Synthesis(seed, self._run(request, seed, timings, on_position), timings)
+
+    async def make_prompt(self, source: str | Path | bytes, text: str = "") -> Prompt:
+        """A voice from a recording and what is said in it. The same recording and text are computed only once.
+
+        Raises:
+            InvalidAudioError: the recording cannot be used.
+        """
+        data = source if isinstance(source, bytes) else await asyncio.to_thread(_read_limited, Path(source))
+        key = hashlib.sha256(data).hexdigest() + text
+        prompt = self._prompts.get(key)
+        if prompt is None:
+            prompt = await asyncio.to_thread(self.frontend.make_prompt, data, text)
+            self._prompts[key] = prompt
+            while len(self._prompts) > _PROMPTS_KEPT:
+                self._prompts.popitem(last=False)
+        else:
+            self._prompts.move_to_end(key)
+        return prompt
+
+    async def enroll(self, name: str, source: str | Path | bytes, text: str = "", *, replace: bool = False) -> Voice:
+        """Save a voice under a name.
+
+        Raises:
+            InvalidAudioError, InvalidRequestError, VoiceExistsError
+        """
+        prompt = await self.make_prompt(source, text)
+        return await asyncio.to_thread(self.voices.enroll, name, prompt, replace=replace)
+
+    def close(self) -> None:
+        """Stop the workers; requests in flight end with EngineStoppedError."""
+        if self._closed:
+            return
+        self._closed = True
+        self.queue.close()
+        self._speech_lm.close()
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    async def _run(
+        self, request: SynthesisRequest, seed: int, timings: Timings, on_position: PositionCallback | None
+    ) -> AsyncIterator[AudioChunk]:
+        submitted = time.perf_counter()
+        outcome = "cancelled"
+        try:
+            async with self.queue.admit(on_position):
+                started = time.perf_counter()
+                timings.queue = started - submitted
+                metrics.QUEUE_SECONDS.observe(timings.queue)
+                self._observe_queue()
+                async for chunk in self._speak(request, seed, timings, submitted):
+                    if timings.first_audio is None:
+                        timings.first_audio = time.perf_counter() - submitted
+                        metrics.FIRST_AUDIO_SECONDS.observe(timings.first_audio)
+                    timings.chunks += 1
+                    timings.audio_seconds += len(chunk.samples) / chunk.sample_rate
+                    timings.work_seconds = time.perf_counter() - started
+                    yield chunk
+                self.queue.took(time.perf_counter() - started)
+            outcome = "done"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            metrics.REQUESTS.labels(request.mode, outcome).inc()
+            metrics.AUDIO_SECONDS.inc(timings.audio_seconds)
+            metrics.SPEECH_TOKENS.inc(timings.tokens)
+            if timings.rtf is not None:
+                metrics.REAL_TIME_FACTOR.observe(timings.rtf)
+            self._observe_queue()
+
+    async def _speak(
+        self, request: SynthesisRequest, seed: int, timings: Timings, submitted: float
+    ) -> AsyncIterator[AudioChunk]:
+        prompt = await self._prompt_of(request)
+        pieces = await self._pieces(request)
+        ahead: asyncio.Queue[_TokenStream] = asyncio.Queue(maxsize=1)
+        pump = asyncio.create_task(self._pump(request, prompt, pieces, seed, ahead))
+        index = 0
+        try:
+            for piece in range(len(pieces)):
+                stream = await ahead.get()
+                session = self._token2wav.session(
+                    prompt, self.settings.hops, stream=request.stream, seed=seed + piece, speed=request.speed
+                )
+                async for samples in self._vocode(session, stream, timings, submitted):
+                    yield AudioChunk(samples, self.model.sample_rate, index, piece, len(pieces), seed)
+                    index += 1
+        finally:
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+
+    async def _vocode(
+        self, session: Session, stream: _TokenStream, timings: Timings, submitted: float
+    ) -> AsyncIterator[np.ndarray]:
+        """Sound of one piece, as soon as its tokens allow."""
+        keep = silence_filter(self.model.name)
+        while not session.done:
+            while not session.ready:
+                token = await stream.get()
+                if isinstance(token, BaseException):
+                    raise token
+                if token is _END:
+                    session.finish()
+                    break
+                if timings.first_token is None:
+                    timings.first_token = time.perf_counter() - submitted
+                timings.tokens += 1
+                if keep(token):
+                    session.push([token])
+            if session.ready:
+                samples = await self._on_worker(lambda: session.step().cpu().numpy())
+                if len(samples):
+                    yield samples
+
+    async def _pump(
+        self, request: SynthesisRequest, prompt: Prompt, pieces: list[_Piece], seed: int, ahead: asyncio.Queue[_TokenStream]
+    ) -> None:
+        """Fill one token stream after the other, at most one piece ahead of the sound."""
+        for number, piece in enumerate(pieces):
+            stream: _TokenStream = asyncio.Queue()
+            await ahead.put(stream)
+            try:
+                async for token in self._tokens(request, prompt, piece, seed + number):
+                    stream.put_nowait(token)
+                stream.put_nowait(_END)
+            except Exception as error:
+                stream.put_nowait(error)
+                return
+
+    async def _tokens(
+        self, request: SynthesisRequest, prompt: Prompt, piece: _Piece, seed: int
+    ) -> AsyncIterator[int]:
+        if request.mode == "vc":
+            for token in await asyncio.to_thread(self.frontend.speech_tokens, request.source):
+                yield int(token)
+            return
+        text = piece if isinstance(piece, str) else ""
+        inputs = self.frontend.inputs(request.mode, text, prompt, request.instruct)
+        lm_request = SpeechLMRequest(
+            text=inputs.text_token,
+            prompt_text=inputs.lm_prompt_text,
+            prompt_speech=inputs.lm_prompt_speech,
+            seed=seed,
+            sampling=self.model.sampling,
+        )
+        if isinstance(piece, str):
+            tokens = self._speech_lm.generate(lm_request)
+        else:
+            tokens = self._speech_lm.generate_bistream(lm_request, self._encode_arriving(piece))
+        try:
+            async for token in tokens:
+                yield token
+        finally:
+            await tokens.aclose()
+
+    async def _encode_arriving(self, text: AsyncIterator[str]) -> AsyncIterator[int]:
+        async for part in text:
+            for token in self.frontend.encode_text(part):
+                yield token
+
+    async def _pieces(self, request: SynthesisRequest) -> list[_Piece]:
+        if request.mode == "vc":
+            return [""]
+        if not isinstance(request.text, str):
+            return [request.text]
+        if not request.split_text:
+            return [request.text]
+        return await asyncio.to_thread(self.frontend.split, request.text)
+
+    async def _prompt_of(self, request: SynthesisRequest) -> Prompt:
+        if request.prompt is not None:
+            return request.prompt
+        return (await asyncio.to_thread(self.voices.get, request.voice)).prompt
+
+    async def _on_worker(self, job: Callable[[], _T]) -> _T:
+        def run() -> _T:
+            with torch.inference_mode():
+                return job()
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._worker, run)
+        except RuntimeError as error:
+            if self._closed:
+                raise EngineStoppedError("The engine is shutting down; try again in a moment.") from error
+            raise
+
+    def _observe_queue(self) -> None:
+        metrics.ACTIVE.set(self.queue.active)
+        metrics.WAITING.set(self.queue.waiting)
+
+    def _warm_up(self) -> None:
+        """Run the whole pipeline once on made-up tokens, so that the first listener does not pay for it."""
+        started = time.perf_counter()
+        prompt = Prompt(
+            text="",
+            text_token=torch.zeros(0, dtype=torch.int32),
+            speech_token=torch.zeros(50, dtype=torch.int32),
+            speech_feat=torch.zeros(100, self.model.mel.num_mels),
+            embedding=torch.ones(self.model.flow.spk_embed_affine_layer.in_features),
+        )
+        with torch.inference_mode():
+            for stream in (True, False):
+                session = self._token2wav.session(prompt, self.settings.hops, stream=stream, seed=0)
+                session.push([0] * 60)
+                session.finish()
+                while not session.done:
+                    session.step()
+        asyncio.run(self._warm_up_lm(prompt))
+        logger.info("warmed up in %.1f s", time.perf_counter() - started)
+
+    async def _warm_up_lm(self, prompt: Prompt) -> None:
+        inputs = self.frontend.inputs("cross_lingual", "warm up", prompt)
+        request = SpeechLMRequest(inputs.text_token, [], [], 0, self.model.sampling)
+        tokens = self._speech_lm.generate(request)
+        async for _ in tokens:
+            break
+        await tokens.aclose()
+
+
+_Piece = str | AsyncIterator[str]
+_TokenStream = asyncio.Queue[int | BaseException | None]
+
+
+def _check_backends(settings: Settings) -> None:
+    if settings.lm_backend == "vllm":
+        raise BackendUnavailableError(
+            "The vLLM backend is not part of this version: leave lm_backend at torch.", param="load_vllm"
+        )
+    if settings.flow_backend == "tensorrt":
+        raise BackendUnavailableError(
+            "The TensorRT backend is not part of this version: leave flow_backend at torch.", param="load_trt"
+        )
+
+
+def _check_request(request: SynthesisRequest) -> None:
+    low, high = _SPEED_RANGE
+    if not low <= request.speed <= high:
+        raise InvalidRequestError(f"speed must be between {low} and {high}, got {request.speed}.", param="speed")
+    if request.seed is not None and not 0 <= request.seed <= _MAX_SEED:
+        raise InvalidRequestError(f"seed must be between 0 and {_MAX_SEED}, got {request.seed}.", param="seed")
+    if request.prompt is None and request.voice is None:
+        raise InvalidRequestError("Choose a saved voice or give a recording to speak like.", param="voice")
+    if request.mode == "instruct" and not request.instruct.strip():
+        raise InvalidRequestError("Say how it shall be spoken, for example: speak slowly.", param="instruct")
+    if request.mode == "vc" and request.source is None:
+        raise InvalidRequestError("Give the recording whose voice shall be converted.", param="source")
+
+
+def _read_limited(path: Path) -> bytes:
+    """The file's bytes; the decoder refuses what is too large, so no more than that is read."""
+    from cosy_engine.audio.decode import MAX_BYTES
+
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)

@@ -1,0 +1,1 @@
+"""Speech tokens to sound: streaming sessions over the flow and the vocoder."""

@@ -1,0 +1,79 @@
+"""The flow and the vocoder as one thing: tokens of a request to sound, whole or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cosy_engine.config import HopSettings
+from cosy_engine.frontend import Prompt
+from cosy_engine.token2wav.session import StreamSession
+from cosy_engine.token2wav.speed import change_speed
+from cosy_engine.token2wav.upstream_exact import UpstreamSession
+
+
+class Session(Protocol):
+    """What the engine needs of a stream; `step` gives `[samples]` float32."""
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def done(self) -> bool: ...
+    def push(self, tokens: Sequence[int]) -> None: ...
+    def finish(self) -> None: ...
+    def step(self) -> Tensor: ...
+
+
+class WholeSession:
+    """Everything at once, with full attention over the whole utterance: one chunk when the last token is there."""
+
+    def __init__(self, flow: nn.Module, hift: nn.Module, prompt: Prompt, *, seed: int, speed: float) -> None:
+        self._flow, self._hift, self._prompt = flow, hift, prompt
+        self._seed, self._speed = seed, speed
+        self._tokens: list[int] = []
+        self._finished = False
+        self.done = False
+
+    def push(self, tokens: Sequence[int]) -> None:
+        self._tokens.extend(tokens)
+
+    def finish(self) -> None:
+        self._finished = True
+        self.done = not self._tokens
+
+    @property
+    def ready(self) -> bool:
+        return self._finished and not self.done
+
+    def step(self) -> Tensor:
+        self.done = True
+        weight = self._flow.spk_embed_affine_layer.weight
+        mel = self._flow.inference(
+            torch.tensor([self._tokens], dtype=torch.int32, device=weight.device),
+            self._prompt.speech_token[None].to(weight.device),
+            self._prompt.speech_feat[None].to(weight),
+            self._prompt.embedding[None].to(weight),
+            streaming=False,
+            finalize=True,
+        )
+        state = self._hift.init_state(1, weight.device, torch.float32, seed=self._seed)
+        return self._hift.forward_chunk(change_speed(mel.float(), self._speed), state, finalize=True)[0]
+
+
+class Token2Wav:
+    """Opens sessions; holds nothing that belongs to a request."""
+
+    def __init__(self, flow: nn.Module, hift: nn.Module, *, upstream_exact: bool = False) -> None:
+        self.flow, self.hift = flow, hift
+        self._upstream_hop = {"token_hop_len": 25} if upstream_exact else None
+
+    def session(self, prompt: Prompt, hops: HopSettings, *, stream: bool, seed: int, speed: float = 1.0) -> Session:
+        """A new stream in the voice of `prompt`; `seed` chooses the vocoder's noise."""
+        if self._upstream_hop is not None:
+            return UpstreamSession(self.flow, self.hift, prompt, self._upstream_hop, hops, stream, seed, speed)
+        if stream:
+            return StreamSession(self.flow, self.hift, prompt, hops, seed=seed, speed=speed)
+        return WholeSession(self.flow, self.hift, prompt, seed=seed, speed=speed)
