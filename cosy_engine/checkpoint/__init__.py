@@ -1,0 +1,1 @@
+"""Find or download a model directory, read its configuration as data, load its weights safely."""

@@ -1,0 +1,1 @@
+"""The web page: Gradio Blocks over the engine, one file a tab."""

@@ -1,0 +1,140 @@
+"""The page: a text, four ways to choose a voice, and what comes out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import gradio as gr
+
+from cosy_engine.checkpoint.default import is_standin
+from cosy_engine.engine import Engine, SynthesisRequest
+from cosy_engine.ui import cross_lingual, instruct, saved_speakers, zero_shot
+from cosy_engine.ui.common import PRIVATE, Tab, explain, message, speak
+from cosy_engine.ui.texts import I18N, label, say
+
+MAX_UPLOAD = "30mb"
+CACHE_SECONDS = (600, 3600)  # look every ten minutes for uploads and results older than an hour
+
+
+def build(engine: Engine) -> gr.Blocks:
+    """The page over a running engine; `launch` serves it."""
+    can_stream = shutil.which("ffmpeg") is not None
+    with gr.Blocks(title="CosyVoice", analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
+        gr.HTML(f"<h1>CosyVoice</h1><p>{engine.model.name} · {engine.model.device}</p>", elem_id="head", padding=False)
+        if is_standin(engine.model.directory):
+            gr.Markdown(label("untrained"), elem_id="untrained")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                text = gr.Textbox(
+                    label=label("text"), placeholder=label("text_hint"), lines=4, max_lines=12, elem_id="text"
+                )
+                with gr.Tabs() as tabs_area:
+                    tabs = [
+                        zero_shot.build(engine),
+                        cross_lingual.build(engine),
+                        instruct.build(engine),
+                        saved_speakers.build(engine, page),
+                    ]
+            with gr.Column(scale=2, min_width=320, elem_id="output"):
+                with gr.Row():
+                    generate = gr.Button(label("generate"), variant="primary", scale=3, elem_id="generate")
+                    stop = gr.Button(label("stop"), scale=1, min_width=80, elem_id="stop")
+                status = gr.HTML(elem_id="status", padding=False)
+                live = gr.Audio(
+                    label=label("live"),
+                    streaming=True,
+                    autoplay=True,
+                    interactive=False,
+                    buttons=[],
+                    visible=can_stream,
+                    elem_id="live",
+                )
+                result = gr.Audio(label=label("result"), interactive=False, buttons=["download"], elem_id="result")
+                with gr.Group():
+                    stream = gr.Checkbox(
+                        label=label("stream"),
+                        info=None if can_stream else label("no_ffmpeg"),
+                        value=can_stream,
+                        interactive=can_stream,
+                        elem_id="stream",
+                    )
+                    speed = gr.Slider(0.5, 2.0, 1.0, step=0.05, label=label("speed"), elem_id="speed")
+                    seed = gr.Number(label=label("seed"), value=None, precision=0, minimum=0, elem_id="seed")
+        active = gr.Textbox(tabs[0].id, visible="hidden")
+
+        for tab, area in zip(tabs, tabs_area.children, strict=True):
+            area.select(None, None, active, js=f"() => '{tab.id}'", **PRIVATE)
+        inputs = [component for tab in tabs for component in tab.inputs]
+        run = gr.on(
+            [generate.click, text.submit],
+            _generator(engine, tabs),
+            [active, text, speed, seed, stream, *inputs],
+            [live, result, status],
+            concurrency_limit=None,  # the engine has its own queue
+            **PRIVATE,
+        )
+        stop.click(_stopped, None, [live, status], cancels=[run], **PRIVATE)
+    return page
+
+
+def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> None:
+    """Serve the page; returns when it is stopped, or at once with `block=False`.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    page.queue(max_size=64)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=not block,
+        i18n=I18N,
+        theme=_theme(),
+        css_paths=Path(__file__).with_name("style.css"),
+        footer_links=["settings"],
+        run_history=False,
+        max_file_size=MAX_UPLOAD,
+        ssr_mode=False,
+        share=False,
+    )
+
+
+def _generator(engine: Engine, tabs: list[Tab]):
+    async def generate(
+        web: gr.Request, active: str, text: str, speed: float, seed: int | None, stream: bool, *inputs: object
+    ) -> AsyncIterator[tuple[object, object, object]]:
+        try:
+            yield gr.Audio(None, visible=stream), None, message(say(web, "working"))
+            fields = await _fields_of(tabs, active, web, inputs)
+            request = SynthesisRequest(text=text, speed=speed, seed=seed, stream=stream, **fields)
+            async for step in speak(engine, request, web):
+                yield step
+        except Exception as error:
+            yield gr.skip(), gr.skip(), explain(error, web)
+
+    return generate
+
+
+async def _fields_of(tabs: list[Tab], active: str, web: gr.Request, inputs: tuple[object, ...]) -> dict[str, object]:
+    """What the active tab adds to a request, from the values of all tabs' inputs."""
+    for tab in tabs:
+        own, inputs = inputs[: len(tab.inputs)], inputs[len(tab.inputs) :]
+        if tab.id == active:
+            return await tab.fields(web, *own)
+    raise ValueError(f"no tab is called {active!r}")
+
+
+def _stopped(web: gr.Request) -> tuple[object, str]:
+    return None, message(say(web, "stopped"))
+
+
+def _theme() -> gr.themes.Base:
+    return gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from cosy_engine.config import Settings
+from cosy_engine.engine import Engine, Synthesis, SynthesisRequest
+from cosy_engine.errors import (
+    BackendUnavailableError,
+    EngineStoppedError,
+    InvalidRequestError,
+    QueueFullError,
+    VoiceNotFoundError,
+)
+from cosy_engine.frontend import Prompt
+
+TEXT = "Good morning, this is a test of the engine."
+
+
+def recording(seconds: float = 3.0, pitch: float = 150.0) -> bytes:
+    """A WAV file of a buzzing tone that rises and falls, so that silence trimming leaves it alone."""
+    time = np.arange(int(16000 * seconds)) / 16000
+    wave = 0.3 * np.sign(np.sin(2 * np.pi * pitch * time)) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * time))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave.astype(np.float32), 16000, format="WAV")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module", params=["cosyvoice2", "cosyvoice3"])
+def engine(
+    request: pytest.FixtureRequest, standin_v2: Path, standin_v3: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    directory = standin_v2 if request.param == "cosyvoice2" else standin_v3
+    settings = Settings(voices_dir=tmp_path_factory.mktemp("voices"), concurrency=2, max_queue=2, device="cpu")
+    engine = Engine.load(directory, settings)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+async def prompt(engine: Engine) -> Prompt:
+    return await engine.make_prompt(recording(), "what is said in it")
+
+
+async def listen(synthesis: Synthesis) -> np.ndarray:
+    chunks = [chunk.samples async for chunk in synthesis]
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+
+
+async def test_every_mode_speaks(engine: Engine, prompt: Prompt) -> None:
+    from cosy_engine.audio.decode import load_audio
+
+    await engine.enroll("Somebody", recording(), "what is said in it", replace=True)
+    voice = engine.voices.list()[-1].id
+    requests = [
+        SynthesisRequest(TEXT, "zero_shot", prompt=prompt, seed=1),
+        SynthesisRequest(TEXT, "cross_lingual", prompt=prompt, seed=1),
+        SynthesisRequest(TEXT, "instruct", prompt=prompt, instruct="speak slowly", seed=1),
+        SynthesisRequest(TEXT, "zero_shot", voice=voice, seed=1),
+        SynthesisRequest(mode="vc", source=load_audio(recording(2.0, 220.0)), prompt=prompt, seed=1),
+    ]
+    for request in requests:
+        synthesis = engine.synthesize(request)
+        sound = await listen(synthesis)
+        assert len(sound) > 0 and np.isfinite(sound).all() and np.abs(sound).max() <= 1.0, request.mode
+        timings = synthesis.timings
+        assert timings.audio_seconds == pytest.approx(len(sound) / 24000)
+        assert 0 <= timings.queue <= timings.first_token <= timings.first_audio
+        assert timings.rtf > 0 and timings.chunks > 0
+
+
+async def test_a_saved_voice_sounds_like_its_prompt(engine: Engine, prompt: Prompt) -> None:
+    voice = await engine.enroll("Same prompt", recording(), "what is said in it", replace=True)
+    by_prompt = await listen(engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=5)))
+    by_voice = await listen(engine.synthesize(SynthesisRequest(TEXT, voice=voice.id, seed=5)))
+    assert np.array_equal(by_prompt, by_voice)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_company_does_not_change_a_sample(engine: Engine, prompt: Prompt, stream: bool) -> None:
+    other = await engine.make_prompt(recording(2.5, 210.0), "another voice")
+    requests = [
+        SynthesisRequest(TEXT, prompt=prompt, seed=11, stream=stream),
+        SynthesisRequest("Something else is said here, at the same time.", prompt=other, seed=12, stream=stream),
+    ]
+    alone = [await listen(engine.synthesize(request)) for request in requests]
+    together = await asyncio.gather(*(listen(engine.synthesize(request)) for request in requests))
+    for one, both in zip(alone, together, strict=True):
+        assert np.array_equal(one, both)
+    assert not np.array_equal(alone[0], alone[1])
+
+
+async def test_the_seed_that_is_told_reproduces_the_sound(engine: Engine, prompt: Prompt) -> None:
+    first = engine.synthesize(SynthesisRequest(TEXT, prompt=prompt))
+    sound = await listen(first)
+    again = await listen(engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=first.seed)))
+    other = await listen(engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=first.seed + 1)))
+    assert np.array_equal(sound, again)
+    assert not np.array_equal(sound, other)
+
+
+async def test_streaming_sends_sound_before_the_end(engine: Engine, prompt: Prompt) -> None:
+    streamed = engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=3))
+    await listen(streamed)
+    whole = engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=3, stream=False))
+    await listen(whole)
+    assert streamed.timings.chunks > whole.timings.chunks == 1
+    assert streamed.timings.audio_seconds == whole.timings.audio_seconds
+
+
+async def test_long_text_comes_piece_by_piece_in_order(engine: Engine, prompt: Prompt) -> None:
+    text = "This sentence is long enough to stand on its own two feet, whatever the splitter may think of it. " * 4
+    pieces = [chunk.piece async for chunk in engine.synthesize(SynthesisRequest(text, prompt=prompt, seed=1))]
+    assert pieces == sorted(pieces)
+    assert set(pieces) == set(range(max(pieces) + 1)) and len(set(pieces)) > 1
+
+
+async def test_text_may_arrive_piece_by_piece(engine: Engine, prompt: Prompt) -> None:
+    async def words() -> AsyncIterator[str]:
+        for word in TEXT.split():
+            await asyncio.sleep(0)
+            yield word + " "
+
+    assert len(await listen(engine.synthesize(SynthesisRequest(words(), prompt=prompt, seed=1)))) > 0
+
+
+@pytest.mark.parametrize("closing", ["cancel", "break", "task"])
+async def test_leaving_stops_the_work_and_frees_the_place(engine: Engine, prompt: Prompt, closing: str) -> None:
+    long_text = "And so on and on it goes without an end in sight. " * 20
+    synthesis = engine.synthesize(SynthesisRequest(long_text, prompt=prompt, seed=1))
+
+    async def listen_to_one() -> None:
+        async for _ in synthesis:
+            if closing == "task":
+                await asyncio.sleep(60)
+            break
+
+    task = asyncio.create_task(listen_to_one())
+    if closing == "task":
+        while not synthesis.timings.chunks:
+            await asyncio.sleep(0.01)
+        task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await synthesis.cancel()
+    tokens = synthesis.timings.tokens
+    assert engine.queue.active == 0
+    await asyncio.sleep(0.2)
+    assert synthesis.timings.tokens == tokens
+    assert len(await listen(engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=1)))) > 0
+
+
+async def test_a_full_queue_refuses_and_the_others_are_served(engine: Engine, prompt: Prompt) -> None:
+    positions: list[list[int]] = [[] for _ in range(5)]
+    sounds = await asyncio.gather(
+        *(
+            listen(engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=1), positions[number].append))
+            for number in range(5)
+        ),
+        return_exceptions=True,
+    )
+    assert [type(sound) for sound in sounds] == [np.ndarray] * 4 + [QueueFullError]
+    assert positions[3] == [2, 1, 0]
+    assert all(np.array_equal(sound, sounds[0]) for sound in sounds[:4])
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"text": ""}, "text"),
+        ({"text": "?!... 。，"}, "text"),
+        ({"text": "word " * 4000}, "text"),
+        ({"speed": 0.1}, "speed"),
+        ({"seed": -1}, "seed"),
+        ({"mode": "instruct"}, "instruct"),
+        ({"mode": "vc"}, "source"),
+        ({"prompt": None}, "voice"),
+    ],
+)
+async def test_bad_requests_are_refused_and_the_next_one_is_served(
+    engine: Engine, prompt: Prompt, change: dict, param: str
+) -> None:
+    good = {"text": TEXT, "prompt": prompt, "seed": 1}
+    with pytest.raises(InvalidRequestError) as refused:
+        await listen(engine.synthesize(SynthesisRequest(**(good | change))))
+    assert refused.value.param == param
+    assert len(await listen(engine.synthesize(SynthesisRequest(**good)))) > 0
+
+
+async def test_unknown_voice(engine: Engine) -> None:
+    for voice in ("nobody", "../../etc/passwd", ""):
+        with pytest.raises((VoiceNotFoundError, InvalidRequestError)):
+            await listen(engine.synthesize(SynthesisRequest(TEXT, voice=voice)))
+    assert engine.queue.active == 0
+
+
+async def test_closing_ends_what_is_in_flight(standin_v2: Path, tmp_path: Path) -> None:
+    engine = Engine.load(standin_v2, Settings(voices_dir=tmp_path, device="cpu"))
+    prompt = await engine.make_prompt(recording(), "x")
+    chunks = aiter(engine.synthesize(SynthesisRequest("And on it goes. " * 100, prompt=prompt, seed=1)))
+    await anext(chunks)
+    await asyncio.to_thread(engine.close)
+    with pytest.raises(EngineStoppedError):
+        async for _ in chunks:
+            pass
+    with pytest.raises(EngineStoppedError):
+        engine.synthesize(SynthesisRequest(TEXT, prompt=prompt))
+
+
+@pytest.mark.parametrize("settings", [{"lm_backend": "vllm"}, {"flow_backend": "tensorrt"}])
+def test_a_backend_that_is_not_there_is_an_error_when_asked_for(standin_v2: Path, settings: dict) -> None:
+    with pytest.raises(BackendUnavailableError):
+        Engine.load(standin_v2, Settings(**settings))
