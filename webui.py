@@ -14,7 +14,9 @@ def main(
         str | None,
         typer.Option(help="Model directory, or a ModelScope or Hugging Face id such as iic/CosyVoice2-0.5B."),
     ] = None,
-    host: Annotated[str, typer.Option(envvar="GRADIO_SERVER_NAME", help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(envvar="GRADIO_SERVER_NAME", help="0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="GRADIO_SERVER_PORT")] = 7860,
 ) -> None:
     """Serve a page that speaks with CosyVoice2 and CosyVoice3 models."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import gradio as gr
 
 from cosy_engine.checkpoint.default import is_standin
 from cosy_engine.engine import Engine, SynthesisRequest
+from cosy_engine.errors import InvalidRequestError
 from cosy_engine.ui import cross_lingual, instruct, saved_speakers, zero_shot
 from cosy_engine.ui.common import PRIVATE, Tab, explain, message, speak
 from cosy_engine.ui.texts import I18N, label, say
@@ -20,7 +22,7 @@ CACHE_SECONDS = (600, 3600)  # look every ten minutes for uploads and results ol
 
 def build(engine: Engine) -> gr.Blocks:
     """The page over a running engine; `launch` serves it."""
-    can_stream = shutil.which("ffmpeg") is not None
+    can_stream = shutil.which("ffmpeg") is not None  # Gradio's streaming player encodes with it
     with gr.Blocks(title="CosyVoice", analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
         gr.HTML(f"<h1>CosyVoice</h1><p>{engine.model.name} · {engine.model.device}</p>", elem_id="head", padding=False)
         if is_standin(engine.model.directory):
@@ -48,10 +50,16 @@ def build(engine: Engine) -> gr.Blocks:
                     autoplay=True,
                     interactive=False,
                     buttons=[],
-                    visible=can_stream,
+                    visible=False,
                     elem_id="live",
                 )
-                result = gr.Audio(label=label("result"), interactive=False, buttons=["download"], elem_id="result")
+                result = gr.Audio(
+                    label=label("result"),
+                    interactive=False,
+                    autoplay=not can_stream,
+                    buttons=["download"],
+                    elem_id="result",
+                )
                 with gr.Group():
                     stream = gr.Checkbox(
                         label=label("stream"),
@@ -61,7 +69,7 @@ def build(engine: Engine) -> gr.Blocks:
                         elem_id="stream",
                     )
                     speed = gr.Slider(0.5, 2.0, 1.0, step=0.05, label=label("speed"), elem_id="speed")
-                    seed = gr.Number(label=label("seed"), value=None, precision=0, minimum=0, elem_id="seed")
+                    seed = gr.Textbox(label=label("seed"), placeholder=label("seed_hint"), max_lines=1, elem_id="seed")
         active = gr.Textbox(tabs[0].id, visible="hidden")
 
         for tab, area in zip(tabs, tabs_area.children, strict=True):
@@ -69,7 +77,7 @@ def build(engine: Engine) -> gr.Blocks:
         inputs = [component for tab in tabs for component in tab.inputs]
         run = gr.on(
             [generate.click, text.submit],
-            _generator(engine, tabs),
+            _generator(engine, tabs, can_stream),
             [active, text, speed, seed, stream, *inputs],
             [live, result, status],
             concurrency_limit=None,  # the engine has its own queue
@@ -93,7 +101,7 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> None
         i18n=I18N,
         theme=_theme(),
         css_paths=Path(__file__).with_name("style.css"),
-        footer_links=["settings"],
+        footer_links=["gradio", "settings"],
         run_history=False,
         max_file_size=MAX_UPLOAD,
         ssr_mode=False,
@@ -101,16 +109,17 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> None
     )
 
 
-def _generator(engine: Engine, tabs: list[Tab]):
+def _generator(engine: Engine, tabs: list[Tab], can_stream: bool):
     async def generate(
-        web: gr.Request, active: str, text: str, speed: float, seed: int | None, stream: bool, *inputs: object
+        web: gr.Request, active: str, text: str, speed: float, seed: str, stream: bool, *inputs: object
     ) -> AsyncIterator[tuple[object, object, object]]:
         try:
-            yield gr.Audio(None, visible=stream), None, message(say(web, "working"))
+            yield gr.Audio(None, visible=can_stream), None, message(say(web, "working"))
             fields = await _fields_of(tabs, active, web, inputs)
-            request = SynthesisRequest(text=text, speed=speed, seed=seed, stream=stream, **fields)
-            async for step in speak(engine, request, web):
-                yield step
+            request = SynthesisRequest(text=text, speed=speed, seed=_seed(web, seed), stream=stream, **fields)
+            async with aclosing(speak(engine, request, web)) as steps:
+                async for live, whole, said in steps:
+                    yield live if can_stream else gr.skip(), whole, said
         except Exception as error:
             yield gr.skip(), gr.skip(), explain(error, web)
 
@@ -126,6 +135,15 @@ async def _fields_of(tabs: list[Tab], active: str, web: gr.Request, inputs: tupl
     raise ValueError(f"no tab is called {active!r}")
 
 
+def _seed(web: gr.Request, typed: str) -> int | None:
+    if not typed.strip():
+        return None
+    try:
+        return int(typed)
+    except ValueError:
+        raise InvalidRequestError(say(web, "bad_seed"), param="seed") from None
+
+
 def _stopped(web: gr.Request) -> tuple[object, str]:
     return None, message(say(web, "stopped"))
 
@@ -137,4 +155,12 @@ def _theme() -> gr.themes.Base:
         radius_size="lg",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        button_cancel_text_color="#b91c1c",
+        button_cancel_text_color_dark="#fca5a5",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
     )

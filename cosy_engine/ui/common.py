@@ -41,7 +41,9 @@ def help_text(key: str) -> gr.Markdown:
 
 def prompt_audio() -> gr.Audio:
     """Upload or microphone; the value is the path of the file as it came."""
-    return gr.Audio(label=label("prompt"), sources=["upload", "microphone"], type="filepath", elem_classes="prompt")
+    return gr.Audio(
+        label=label("prompt"), sources=["upload", "microphone"], type="filepath", buttons=[], elem_classes="prompt"
+    )
 
 
 def transcript_box() -> gr.Textbox:
@@ -95,7 +97,9 @@ async def or_nothing(steps: AsyncIterator[T], seconds: float) -> AsyncIterator[T
             await asyncio.gather(step, return_exceptions=True)
 
 
-async def speak(engine: Engine, request: SynthesisRequest, web: gr.Request) -> AsyncIterator[tuple[object, object, str]]:
+async def speak(
+    engine: Engine, request: SynthesisRequest, web: gr.Request
+) -> AsyncIterator[tuple[object, object, str]]:
     """One run: yields values for (live player, whole recording, message).
 
     Raises:
@@ -118,8 +122,7 @@ async def speak(engine: Engine, request: SynthesisRequest, web: gr.Request) -> A
                 if chunk is not None and len(chunk.samples):
                     rate = chunk.sample_rate
                     heard.append(chunk.samples)
-                    if request.stream:
-                        live = wav_bytes(chunk.samples, rate)
+                    live = wav_bytes(chunk.samples, rate)
                 yield live, gr.skip(), status
     finally:
         await synthesis.cancel()
@@ -136,4 +139,4 @@ async def speak(engine: Engine, request: SynthesisRequest, web: gr.Request) -> A
         seed=synthesis.seed,
     )
     whole = np.frombuffer(pcm16(np.concatenate(heard)), np.int16)
-    yield gr.skip(), gr.Audio((rate, whole), autoplay=not request.stream), message(summary)
+    yield gr.skip(), (rate, whole), message(summary)

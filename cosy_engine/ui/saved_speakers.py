@@ -50,7 +50,7 @@ def build(engine: Engine, page: gr.Blocks) -> Tab:
         ids = [entry.id for entry in voices]
         if chosen not in ids:
             chosen = ids[0] if ids else None
-        choices = [(entry.name, entry.id) for entry in voices]
+        choices = [(f"{entry.name} ⚠" if entry.problem else entry.name, entry.id) for entry in voices]
         return gr.Dropdown(choices=choices, value=chosen), gr.Markdown(visible=not voices)
 
     async def change(web: gr.Request, chosen: str | None, work: Awaitable[tuple[str | None, str]]) -> _VoiceUpdate:
@@ -86,19 +86,17 @@ def build(engine: Engine, page: gr.Blocks) -> Tab:
 
     async def on_delete(web: gr.Request, chosen: str | None) -> _VoiceUpdate:
         async def work() -> tuple[None, str]:
-            found = await asyncio.to_thread(engine.voices.get, _chosen(web, chosen))
-            await asyncio.to_thread(engine.voices.delete, found.id)
-            return None, say(web, "deleted", name=found.name)
+            names = {entry.id: entry.name for entry in await asyncio.to_thread(engine.voices.list)}
+            await asyncio.to_thread(engine.voices.delete, _chosen(web, chosen))
+            return None, say(web, "deleted", name=names[chosen])
 
         return await change(web, chosen, work())
 
     async def fields(web: gr.Request, voice: str | None, instruction: str) -> dict[str, object]:
-        instruct = instruction.strip()
-        return {
-            "mode": "instruct" if instruct else "zero_shot",
-            "voice": _chosen(web, voice),
-            "instruct": instruct,
-        }
+        prompt = (await asyncio.to_thread(engine.voices.get, _chosen(web, voice))).prompt
+        if instruction.strip():
+            return {"mode": "instruct", "prompt": prompt, "instruct": instruction.strip()}
+        return {"mode": "zero_shot" if len(prompt.text_token) else "cross_lingual", "prompt": prompt}
 
     changed = [voice, empty, note]
     page.load(listing, voice, [voice, empty], **PRIVATE)

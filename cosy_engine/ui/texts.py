@@ -42,12 +42,14 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "delete_keep": ("Keep it", "保留"),
     "generate": ("Generate", "生成"),
     "stop": ("Stop", "停止"),
-    "live": ("Live", "实时播放"),
+    "live": ("Now playing", "正在播放"),
     "result": ("Whole recording", "完整录音"),
-    "stream": ("Play while it is being made", "边生成边播放"),
+    "stream": ("Streaming: play while it is being made", "流式：边生成边播放"),
     "no_ffmpeg": ("Needs ffmpeg on the server, which is not installed.", "服务器未安装 ffmpeg，无法边生成边播放。"),
     "speed": ("Speed", "语速"),
-    "seed": ("Seed (empty: a new one each time)", "随机种子（留空则每次不同）"),
+    "seed": ("Seed", "随机种子"),
+    "seed_hint": ("Empty: a new one each time", "留空则每次不同"),
+    "bad_seed": ("The seed is a whole number; leave it empty for a new one.", "种子须为整数，留空则随机。"),
     "ready": ("Ready.", "就绪。"),
     "working": ("Working…", "正在生成…"),
     "waiting": ("Waiting: {count} ahead of you.", "排队中：前面还有 {count} 个请求。"),
@@ -77,11 +79,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
 }
 
-I18N = gr.I18n(
-    en={key: english for key, (english, _) in _TEXTS.items()},
-    zh={key: chinese for key, (_, chinese) in _TEXTS.items()},
-    **{"zh-CN": {key: chinese for key, (_, chinese) in _TEXTS.items()}},
-)
+_ENGLISH = {key: english for key, (english, _) in _TEXTS.items()}
+_CHINESE = {key: chinese for key, (_, chinese) in _TEXTS.items()}
+
+I18N = gr.I18n(**{"en": _ENGLISH, "zh": _CHINESE, "zh-CN": _CHINESE, "zh-TW": _CHINESE})
 
 
 def label(key: str) -> gr.i18n.I18nData:
@@ -92,4 +93,4 @@ def label(key: str) -> gr.i18n.I18nData:
 def say(request: gr.Request, key: str, **values: object) -> str:
     """A text for a message of the server, in the language that the browser asks for."""
     chinese = request.headers.get("accept-language", "").lower().startswith("zh")
-    return _TEXTS[key][chinese].format(**values)
+    return (_CHINESE if chinese else _ENGLISH)[key].format(**values)

@@ -10,7 +10,7 @@ from cosy_engine.errors import InvalidRequestError
 
 MAX_NAME_LENGTH = 80
 MAX_SLUG_LENGTH = 48  # leaves room for a number within an id's 64 characters
-ZERO_WIDTH_JOINER = "\u200d"  # holds many emoji together
+JOINERS = "\u200c\u200d"  # invisible, but emoji and some scripts are not written right without them
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -26,9 +26,9 @@ def clean_name(name: str) -> str:
     Raises:
         InvalidRequestError: nothing visible is left, or it is longer than `MAX_NAME_LENGTH`.
     """
-    visible = "".join(" " if _is_invisible(character) else character for character in name)
-    cleaned = " ".join(unicodedata.normalize("NFC", visible).split())
-    if not cleaned.strip(ZERO_WIDTH_JOINER):
+    one_line = " ".join(name.split())
+    cleaned = unicodedata.normalize("NFC", "".join(c for c in one_line if not _is_control(c))).strip()
+    if not cleaned.strip(JOINERS):
         raise InvalidRequestError("Give the voice a name with at least one visible character.", param="name")
     if len(cleaned) > MAX_NAME_LENGTH:
         raise InvalidRequestError(
@@ -58,5 +58,5 @@ def first_free(base: str, taken: set[str]) -> str:
     return candidate
 
 
-def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character)[0] in "CZ" and character != ZERO_WIDTH_JOINER
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in JOINERS

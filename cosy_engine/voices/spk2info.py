@@ -63,7 +63,7 @@ def read_spk2info(source: Path | str | bytes, fingerprint: str) -> dict[str, Voi
             io.BytesIO(source) if isinstance(source, bytes) else source, map_location="cpu", weights_only=True
         )
     except pickle.UnpicklingError:
-        raise UnsafeModelError(f"{name} holds more than tensors and plain data; it was not loaded.") from None
+        raise UnsafeModelError(f"{name} is not a file of tensors and plain data alone; it was not loaded.") from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelDirectoryError(f"{name} cannot be read: {error}") from None
     if not isinstance(entries, dict):

@@ -8,11 +8,12 @@ of a voice that is not there (yet or any more), and the next one to hold the loc
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from cosy_engine.frontend import Prompt
 
 log = logging.getLogger(__name__)
+
+_HIDDEN = re.compile(r"\.(?P<id>[a-z0-9_-]+)\.(?P<kind>json|safetensors)\.[a-z0-9]+\.tmp")
 
 
 class VoiceStore:
@@ -84,13 +87,11 @@ class VoiceStore:
         try:
             name = self._read_name(voice_id)
             with open(self._tensors(voice_id), "rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
+                voice = dataclasses.replace(unpack(file.read(MAX_FILE_BYTES + 1)), id=voice_id, name=name)
         except FileNotFoundError:
             if voice_id in self.builtin:
                 return self.builtin[voice_id]
             raise _not_found(voice_id) from None
-        try:
-            voice = replace(unpack(data), id=voice_id, name=name)
         except InvalidRequestError as error:
             raise VoiceNotFoundError(
                 f"The voice {voice_id!r} is damaged; delete it and save it again. {error.message}", param="voice"
@@ -126,7 +127,7 @@ class VoiceStore:
                 about = read_metadata(self._tensors(voice_id))
             except (InvalidRequestError, OSError):
                 raise VoiceNotFoundError(f"The voice {voice_id!r} is damaged; delete it.", param="voice") from None
-            write_atomically(self._entry(voice_id), _json(about | {"name": new_name}))
+            write_atomically(self._entry(voice_id), _json(about | {"id": voice_id, "name": new_name}))
 
     def delete(self, voice_id: str) -> None:
         """Remove a saved voice, damaged ones included.
@@ -197,24 +198,16 @@ class VoiceStore:
         try:
             name = self._read_name(voice_id)
             about = read_metadata(self._tensors(voice_id))
-        except FileNotFoundError:
-            raise
-        except (CosyError, OSError) as error:
-            reason = error.message if isinstance(error, CosyError) else str(error)
-            return VoiceInfo(voice_id, voice_id, "saved", "", "", f"is damaged; delete it. {reason}")
-        return VoiceInfo(
-            voice_id, name, "saved", about["text"], about["created"], self._mismatch(about["fingerprint"])
-        )
+        except InvalidRequestError as error:
+            return VoiceInfo(voice_id, voice_id, "saved", "", "", f"is damaged; delete it. {error.message}")
+        return VoiceInfo(voice_id, name, "saved", about["text"], about["created"], self._mismatch(about["fingerprint"]))
 
     def _read_name(self, voice_id: str) -> str:
         try:
             entry = json.loads(self._entry(voice_id).read_bytes())
             return clean_name(entry["name"])
-        except (ValueError, KeyError, TypeError, InvalidRequestError):
-            raise VoiceNotFoundError(
-                f"The voice {voice_id!r} is damaged: its catalogue entry cannot be read. Delete it and save it again.",
-                param="voice",
-            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidRequestError):
+            raise InvalidRequestError("Its catalogue entry cannot be read.", param="voice") from None
 
     def _mismatch(self, fingerprint: str) -> str | None:
         if self.fingerprint is None or fingerprint == self.fingerprint:
@@ -239,16 +232,20 @@ class VoiceStore:
 
     def _not_saved(self, voice_id: str) -> CosyError:
         if voice_id in self.builtin:
-            return InvalidRequestError(f"The voice {voice_id!r} comes with the model; it stays as it is.", param="voice")
+            return InvalidRequestError(
+                f"The voice {voice_id!r} comes with the model; it stays as it is.", param="voice"
+            )
         return _not_found(voice_id)
 
     def _remove_leftovers(self) -> None:
         """Remove what killed processes left; the lock is held, so every hidden file is a leftover."""
         for path in self.folder.glob(".*.tmp"):
-            voice_id, kind = path.name[1:].split(".")[:2]
-            if kind == "json" and is_id(voice_id) and not self._entry(voice_id).exists():
-                self._tensors(voice_id).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            hidden = _HIDDEN.fullmatch(path.name)
+            if hidden is None:
+                continue
+            if hidden["kind"] == "json" and not self._entry(hidden["id"]).exists():
+                self._tensors(hidden["id"]).unlink(missing_ok=True)
+            path.unlink()
 
     def _entry(self, voice_id: str) -> Path:
         return self.folder / f"{voice_id}.json"

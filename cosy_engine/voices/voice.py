@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # naming voices must not cost the import of torch and the fro
 FORMAT = "cosy-voice-1"
 MAX_FILE_BYTES = 4 * 2**20
 MAX_HEADER_BYTES = 256 * 2**10
-MAX_TEXT_CHARACTERS = 2000
+MAX_TEXT_CHARACTERS = 20_000  # normalisation spells out numbers
 MAX_TEXT_TOKENS = 4000
 MAX_SPEECH_TOKENS = 1000  # 40 s
 TEXT_IDS = 200_000  # above every known text vocabulary

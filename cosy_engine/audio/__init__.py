@@ -1,0 +1,1 @@
+"""Recordings to features, and samples to files."""

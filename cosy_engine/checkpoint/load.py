@@ -1,0 +1,180 @@
+"""Load a CosyVoice2 or CosyVoice3 model directory."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from cosy_engine.audio.features import MelSettings
+from cosy_engine.checkpoint.build import PARTS, TEXT_MODEL, build_modules, empty_parameters, with_early_defaults
+from cosy_engine.checkpoint.download import resolve_model_dir
+from cosy_engine.checkpoint.read_yaml import Call, read_config
+from cosy_engine.checkpoint.weights import Part, load_parts
+from cosy_engine.errors import InvalidRequestError, ModelDirectoryError
+from cosy_engine.modules.qwen2_lm import CosyVoice3LM
+from cosy_engine.modules.streaming_layers import fold_weight_norm
+from cosy_engine.speech_lm.sampling import SamplingSettings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Name = Literal["cosyvoice2", "cosyvoice3"]
+
+_CONFIGS: dict[str, Name] = {
+    "cosyvoice2.yaml": "cosyvoice2",
+    "cosyvoice3.yaml": "cosyvoice3",
+    "cosyvoice.yaml": "cosyvoice2",  # early releases of CosyVoice2
+}
+_SPEECH_TOKENIZERS: dict[Name, str] = {
+    "cosyvoice2": "speech_tokenizer_v2.onnx",
+    "cosyvoice3": "speech_tokenizer_v3.onnx",
+}
+_SPEAKER_ENCODER = "campplus.onnx"
+_TEXT_FILES = tuple(f"{TEXT_MODEL}/{name}" for name in ("config.json", "vocab.json", "merges.txt"))
+_LFS_POINTER = b"version https://git-lfs"
+_MIB = 2**20
+
+
+@dataclass
+class CosyVoiceModel:
+    """A loaded model: the networks in eval mode on `device`, and everything else its directory says.
+
+    Attributes:
+        sampling: the speech LM's published sampling.
+        allowed_special: which markers of the text are kept ("all" in the published files).
+        tokenizer_dir, speech_tokenizer_path, speaker_encoder_path: what the front end needs.
+        fingerprint: what a voice is tied to; equal when the name and both ONNX models are.
+        dtype: precision of the speech LM and the flow; the vocoder is always float32.
+    """
+
+    name: Name
+    directory: Path
+    sample_rate: int
+    lm: nn.Module
+    flow: nn.Module
+    hift: nn.Module
+    mel: MelSettings
+    sampling: SamplingSettings
+    allowed_special: str
+    tokenizer_dir: Path
+    speech_tokenizer_path: Path
+    speaker_encoder_path: Path
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_model(
+    model_dir: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> CosyVoiceModel:
+    """Load a model directory, or download one by its id first (see `resolve_model_dir`). Nothing in it is run.
+
+    Args:
+        model_dir: a directory, `org/name`, `modelscope:org/name` or `hf:org/name`.
+        dtype: precision of the speech LM and the flow.
+
+    Raises:
+        UnsafeModelError: the directory asks for code to be run.
+        ModelDirectoryError: it cannot be had, lacks files (all are named), or its weights do not fit.
+    """
+    directory = resolve_model_dir(model_dir).absolute()
+    config_path, name = _find_config(directory)
+    config = with_early_defaults(read_config(config_path))
+    weights = _find_files(directory, name)
+    with empty_parameters():
+        lm, flow, hift = build_modules(config, directory)
+    if isinstance(lm, CosyVoice3LM) != (name == "cosyvoice3"):
+        raise ModelDirectoryError(f"{config_path.name} describes another model: {type(lm).__name__}.")
+    mel = _settings(MelSettings, config.get("feat_extractor"), "feat_extractor")
+    sampling = _settings(SamplingSettings, config["llm"].kwargs.get("sampling"), "sampling of the llm")
+
+    device = torch.device(device)
+    parts = zip(PARTS, (lm, flow, hift), (dtype, dtype, torch.float32), strict=True)
+    load_parts([Part(weights[part], module, kept_in) for part, module, kept_in in parts], device)
+    fold_weight_norm(hift)
+    for module in (lm, flow, hift):
+        module.eval().requires_grad_(False)
+
+    speech_tokenizer_path = directory / _SPEECH_TOKENIZERS[name]
+    speaker_encoder_path = directory / _SPEAKER_ENCODER
+    return CosyVoiceModel(
+        name=name,
+        directory=directory,
+        sample_rate=hift.m_source.sampling_rate,
+        lm=lm,
+        flow=flow,
+        hift=hift,
+        mel=mel,
+        sampling=sampling,
+        allowed_special=config.get("allowed_special", "all"),
+        tokenizer_dir=directory / TEXT_MODEL,
+        speech_tokenizer_path=speech_tokenizer_path,
+        speaker_encoder_path=speaker_encoder_path,
+        fingerprint=_fingerprint(name, speech_tokenizer_path, speaker_encoder_path),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _find_config(directory: Path) -> tuple[Path, Name]:
+    for file_name, name in _CONFIGS.items():
+        if (directory / file_name).is_file():
+            return directory / file_name, name
+    raise ModelDirectoryError(
+        f"{directory} is not a model directory: it has neither cosyvoice2.yaml nor cosyvoice3.yaml.", param="model_dir"
+    )
+
+
+def _find_files(directory: Path, name: Name) -> dict[str, Path]:
+    """The weight file of each part, after everything that the model needs has been found."""
+    weights = {
+        part: next((path for suffix in ("pt", "safetensors") if (path := directory / f"{part}.{suffix}").exists()), None)
+        for part in PARTS
+    }
+    missing = [f"{part}.pt (or {part}.safetensors)" for part, path in weights.items() if path is None]
+    others = [_SPEECH_TOKENIZERS[name], _SPEAKER_ENCODER, *_TEXT_FILES]
+    missing += [file for file in others if not (directory / file).is_file()]
+    found = [path for path in (*weights.values(), *(directory / file for file in others)) if path and path.is_file()]
+    missing += [f"{path.name} (only a Git LFS pointer: run `git lfs pull`)" for path in found if _is_pointer(path)]
+    if missing:
+        raise ModelDirectoryError(
+            f"{directory} is incomplete. Missing: {', '.join(missing)}. Download the model again, or copy these files "
+            "into it.",
+            param="model_dir",
+        )
+    return weights
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+
+
+def _settings(cls: type[T], call: Any, what: str) -> T:
+    """A settings object from the arguments of a call in the configuration; arguments that it has no use for are left."""
+    if not isinstance(call, Call):
+        raise ModelDirectoryError(f"The configuration has no {what}.")
+    known = {field.name for field in fields(cls)}
+    try:
+        return cls(**{key: value for key, value in call.kwargs.items() if key in known})
+    except (InvalidRequestError, TypeError) as error:
+        raise ModelDirectoryError(f"The {what} of the configuration does not fit: {error}") from None
+
+
+def _fingerprint(name: Name, *paths: Path) -> str:
+    """Hash of the name and of each file's size, first and last MiB."""
+    digest = hashlib.sha256(name.encode())
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "big"))
+        with path.open("rb") as file:
+            digest.update(file.read(_MIB))
+            file.seek(max(0, size - _MIB))
+            digest.update(file.read(_MIB))
+    return digest.hexdigest()

@@ -1,0 +1,231 @@
+"""The API that CosyVoice users know: `AutoModel(...)` and its `inference_*` generators.
+
+    model = AutoModel(model_dir="iic/CosyVoice2-0.5B")
+    for result in model.inference_zero_shot("Hello.", "What the recording says.", "recording.wav", stream=True):
+        result["tts_speech"]  # float32 [1, n] at model.sample_rate
+
+The engine is asynchronous; it runs on an event loop of its own thread, and the generators hand its chunks over. Closing
+a generator, or letting go of it, stops the work behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from cosy_engine.audio.decode import load_audio
+from cosy_engine.audio.encode import wav_bytes
+from cosy_engine.config import Settings
+from cosy_engine.engine import AudioChunk, Engine, SynthesisRequest
+from cosy_engine.errors import InvalidRequestError, VoiceNotFoundError
+from cosy_engine.frontend import Prompt
+from cosy_engine.voices import Voice, read_spk2info, write_spk2info
+
+PROMPT_RATE = 16000  # of recordings that are given as tensors
+
+Result = dict[str, Tensor]
+Audio = str | Path | Tensor
+Text = str | Iterable[str]
+
+_T = TypeVar("_T")
+
+
+class CosyVoice:
+    """A loaded model.
+
+    Args:
+        model_dir: a directory, or a ModelScope or Hugging Face id.
+        load_jit: compile the flow's network (`torch.compile`): slower to start, faster after.
+        load_trt: the TensorRT backend.
+        load_vllm: the vLLM backend.
+        fp16: half precision, on a GPU.
+        settings: everything else; the arguments above win.
+
+    Raises:
+        ModelDirectoryError: the directory is missing or incomplete.
+        BackendUnavailableError: `load_trt` or `load_vllm` cannot be had here.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        load_jit: bool = False,
+        load_trt: bool = False,
+        load_vllm: bool = False,
+        fp16: bool = False,
+        trt_concurrent: int = 1,
+        settings: Settings | None = None,
+    ) -> None:
+        chosen = {
+            "compile": load_jit,
+            "flow_backend": "tensorrt" if load_trt else "torch",
+            "lm_backend": "vllm" if load_vllm else "torch",
+            "fp16": fp16,
+        }
+        self.engine = Engine.load(model_dir, (settings or Settings()).model_copy(update=chosen))
+        self.model_dir = str(self.engine.model.directory)
+        self.sample_rate = self.engine.model.sample_rate
+        self._speakers = _read_speakers(self._spk2info, self.engine.model.fingerprint)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cosy-engine", daemon=True)
+        self._thread.start()
+
+    def list_available_spks(self) -> list[str]:
+        """Ids of the speakers in spk2info.pt and of those added since."""
+        return list(self._speakers)
+
+    def add_zero_shot_spk(self, prompt_text: str, prompt_wav: Audio, zero_shot_spk_id: str) -> bool:
+        """Keep the voice of a recording under an id, until `save_spkinfo` for this process only.
+
+        Raises:
+            InvalidAudioError, InvalidRequestError
+        """
+        if not zero_shot_spk_id:
+            raise InvalidRequestError("Give the speaker an id that is not empty.", param="zero_shot_spk_id")
+        prompt = self._make_prompt(prompt_wav, prompt_text)
+        self._speakers[zero_shot_spk_id] = Voice(
+            zero_shot_spk_id, zero_shot_spk_id, "builtin", prompt, self.engine.model.fingerprint, ""
+        )
+        return True
+
+    def save_spkinfo(self) -> None:
+        """Write all speakers to the model directory's spk2info.pt, in the form that CosyVoice reads."""
+        write_spk2info(self._spk2info, self._speakers)
+
+    def inference_sft(
+        self, tts_text: Text, spk_id: str, stream: bool = False, speed: float = 1.0, text_frontend: bool = True
+    ) -> Iterator[Result]:
+        """Speak with a speaker of `list_available_spks`."""
+        yield from self._speak(tts_text, stream, speed, text_frontend, prompt=self._speaker(spk_id))
+
+    def inference_zero_shot(
+        self,
+        tts_text: Text,
+        prompt_text: str,
+        prompt_wav: Audio,
+        zero_shot_spk_id: str = "",
+        stream: bool = False,
+        speed: float = 1.0,
+        text_frontend: bool = True,
+    ) -> Iterator[Result]:
+        """Speak like a recording in which `prompt_text` is said, or like a speaker that was added."""
+        prompt = self._prompt(prompt_wav, prompt_text, zero_shot_spk_id)
+        yield from self._speak(tts_text, stream, speed, text_frontend, prompt=prompt)
+
+    def inference_cross_lingual(
+        self,
+        tts_text: Text,
+        prompt_wav: Audio,
+        zero_shot_spk_id: str = "",
+        stream: bool = False,
+        speed: float = 1.0,
+        text_frontend: bool = True,
+    ) -> Iterator[Result]:
+        """Speak another language than the recording's, or without knowing what is said in it."""
+        prompt = self._prompt(prompt_wav, "", zero_shot_spk_id)
+        yield from self._speak(tts_text, stream, speed, text_frontend, mode="cross_lingual", prompt=prompt)
+
+    def inference_instruct2(
+        self,
+        tts_text: Text,
+        instruct_text: str,
+        prompt_wav: Audio,
+        zero_shot_spk_id: str = "",
+        stream: bool = False,
+        speed: float = 1.0,
+        text_frontend: bool = True,
+    ) -> Iterator[Result]:
+        """Speak in the way that `instruct_text` asks for."""
+        prompt = self._prompt(prompt_wav, "", zero_shot_spk_id)
+        yield from self._speak(
+            tts_text, stream, speed, text_frontend, mode="instruct", prompt=prompt, instruct=instruct_text
+        )
+
+    def inference_vc(
+        self, source_wav: Audio, prompt_wav: Audio, stream: bool = False, speed: float = 1.0
+    ) -> Iterator[Result]:
+        """Say what is said in `source_wav` with the voice of `prompt_wav`."""
+        source = load_audio(_encoded(source_wav))
+        prompt = self._prompt(prompt_wav, "", "")
+        yield from self._speak("", stream, speed, True, mode="vc", prompt=prompt, source=source)
+
+    def close(self) -> None:
+        """Stop the engine and its thread."""
+        self.engine.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _spk2info(self) -> Path:
+        return Path(self.model_dir) / "spk2info.pt"
+
+    def _prompt(self, prompt_wav: Audio, prompt_text: str, speaker: str) -> Prompt:
+        return self._speaker(speaker) if speaker else self._make_prompt(prompt_wav, prompt_text)
+
+    def _speaker(self, speaker: str) -> Prompt:
+        if speaker not in self._speakers:
+            known = ", ".join(list(self._speakers)[:10]) or "none yet, see add_zero_shot_spk"
+            raise VoiceNotFoundError(f"There is no speaker {speaker[:40]!r}; known: {known}.", param="zero_shot_spk_id")
+        return self._speakers[speaker].prompt
+
+    def _make_prompt(self, prompt_wav: Audio, prompt_text: str) -> Prompt:
+        return self._wait(self.engine.make_prompt(_encoded(prompt_wav), prompt_text))
+
+    def _speak(
+        self, tts_text: Text, stream: bool, speed: float, text_frontend: bool, **fields: Any
+    ) -> Iterator[Result]:
+        text = tts_text if isinstance(tts_text, str) else _arriving(iter(tts_text))
+        request = SynthesisRequest(text=text, stream=stream, speed=speed, split_text=text_frontend, **fields)
+        synthesis = self.engine.synthesize(request)
+        chunks = aiter(synthesis)
+        try:
+            while (chunk := self._wait(_next(chunks))) is not None:
+                yield {"tts_speech": torch.from_numpy(chunk.samples)[None]}
+        finally:
+            self._wait(synthesis.cancel())
+
+    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+AutoModel = CosyVoice2 = CosyVoice3 = CosyVoice
+
+
+async def _next(chunks: AsyncIterator[AudioChunk]) -> AudioChunk | None:
+    return await anext(chunks, None)
+
+
+async def _arriving(parts: Iterator[str]) -> AsyncIterator[str]:
+    """Text that a generator gives part by part, without holding up the event loop meanwhile."""
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part
+
+
+def _encoded(audio: Audio) -> str | Path | bytes:
+    """A path as it is; a tensor of 16 kHz samples, `[n]` or `[1, n]`, as a WAV file."""
+    if not isinstance(audio, Tensor):
+        return audio
+    samples = audio.detach().to("cpu", torch.float32).squeeze()
+    if samples.ndim != 1:
+        raise InvalidRequestError(
+            f"A recording given as a tensor is one channel at {PROMPT_RATE} Hz, not of shape {tuple(audio.shape)}.",
+            param="prompt_wav",
+        )
+    return wav_bytes(samples.numpy(), PROMPT_RATE)
+
+
+def _read_speakers(path: Path, fingerprint: str) -> dict[str, Voice]:
+    return read_spk2info(path, fingerprint) if path.is_file() else {}

@@ -1,0 +1,186 @@
+"""Text and recordings to what the speech LM and the flow take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from cosy_engine.audio.decode import Recording, check_prompt, load_audio
+from cosy_engine.audio.features import WHISPER_RATE, mel_spectrogram
+from cosy_engine.audio.resample import resample
+from cosy_engine.audio.speaker_encoder import SpeakerEncoder
+from cosy_engine.audio.speech_tokenizer import SpeechTokenizer
+from cosy_engine.errors import InvalidAudioError, InvalidRequestError
+from cosy_engine.text.normalize import clean, is_speakable, normalize
+from cosy_engine.text.special_tokens import END_OF_PROMPT
+from cosy_engine.text.split import split_text
+from cosy_engine.text.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from cosy_engine.checkpoint.load import CosyVoiceModel
+
+Mode = Literal["zero_shot", "cross_lingual", "instruct", "vc"]
+
+MAX_TEXT = 10_000  # characters
+MAX_PROMPT_TEXT = 1_000
+FRAMES_PER_TOKEN = 2
+
+_SYSTEM = "You are a helpful assistant."
+_SHORTEST_SOURCE = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """All that a voice is; tensors on the CPU. A voice without a recording has an embedding and no tokens or frames.
+
+    Attributes:
+        text: what is said in the recording, normalised; "" if unknown.
+        text_token: its ids, int32 [n].
+        speech_token: codes of the recording, int32 [m].
+        speech_feat: its log-mel, float32 [2m, 80].
+        embedding: float32 [192].
+    """
+
+    text: str
+    text_token: Tensor
+    speech_token: Tensor
+    speech_feat: Tensor
+    embedding: Tensor
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One piece of text, ready for the speech LM; `prompt` is the flow's."""
+
+    text_token: list[int]
+    lm_prompt_text: list[int]
+    lm_prompt_speech: list[int]
+    prompt: Prompt
+
+
+class Frontend:
+    """The front end of one model. Its methods can be called from several threads."""
+
+    def __init__(self, model: CosyVoiceModel) -> None:
+        self._version = model.name
+        self._mel = model.mel
+        self._tokenizer = TextTokenizer(model.tokenizer_dir, model.name)
+        self._speech_tokenizer = SpeechTokenizer(model.speech_tokenizer_path, model.device)
+        self._speaker_encoder = SpeakerEncoder(model.speaker_encoder_path, model.device)
+
+    def make_prompt(self, recording: Recording | str | Path | bytes, text: str = "") -> Prompt:
+        """A voice from a recording and what is said in it.
+
+        Raises:
+            InvalidAudioError: the recording cannot be decoded, is silent, shorter than 1 s or longer than 30 s.
+            InvalidRequestError: the text is too long for any such recording.
+        """
+        if len(text) > MAX_PROMPT_TEXT:
+            raise InvalidRequestError(
+                f"The prompt text has {len(text):,} characters, at most {MAX_PROMPT_TEXT:,} are allowed: "
+                "give only what is said in the recording.",
+                param="prompt_text",
+            )
+        sound = check_prompt(recording if isinstance(recording, Recording) else load_audio(recording))
+        samples_16k = resample(sound.samples, sound.sample_rate, WHISPER_RATE)
+        samples = torch.from_numpy(resample(sound.samples, sound.sample_rate, self._mel.sampling_rate))
+        feat = mel_spectrogram(samples[None], self._mel)[0].T
+        token = self._speech_tokenizer(samples_16k)
+        count = min(len(feat) // FRAMES_PER_TOKEN, len(token))
+        spoken = normalize(text)
+        return Prompt(
+            text=spoken,
+            text_token=torch.tensor(self._tokenizer.encode(spoken), dtype=torch.int32),
+            speech_token=token[:count].contiguous(),
+            speech_feat=feat[: count * FRAMES_PER_TOKEN].contiguous(),
+            embedding=self._speaker_encoder(samples_16k),
+        )
+
+    def speech_tokens(self, recording: Recording | str | Path | bytes) -> Tensor:
+        """Codes int32 [m] of a recording whose voice is to be converted; 25 a second.
+
+        Raises:
+            InvalidAudioError: the recording cannot be decoded or is empty.
+        """
+        sound = recording if isinstance(recording, Recording) else load_audio(recording)
+        if sound.seconds < _SHORTEST_SOURCE:
+            raise InvalidAudioError(
+                f"The recording to convert is {sound.seconds:.2f} s long; it needs at least {_SHORTEST_SOURCE} s.",
+                param="source",
+            )
+        return self._speech_tokenizer(resample(sound.samples, sound.sample_rate, WHISPER_RATE))
+
+    def split(self, text: str) -> list[str]:
+        """Normalised pieces to speak one after the other; there is at least one.
+
+        Raises:
+            InvalidRequestError: the text is too long, or there is nothing in it that can be spoken.
+        """
+        if len(text) > MAX_TEXT:
+            raise InvalidRequestError(
+                f"The text has {len(text):,} characters, at most {MAX_TEXT:,} are allowed: send it in parts.",
+                param="text",
+            )
+        pieces = split_text(normalize(text), lambda piece: len(self._tokenizer.encode(piece)))
+        if not pieces:
+            raise InvalidRequestError(
+                "The text is empty or has only punctuation: give some words to speak.", param="text"
+            )
+        return pieces
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a part of a text that arrives part by part: cleaned, but neither normalised nor split."""
+        return self._tokenizer.encode(clean(text))
+
+    def inputs(self, mode: Mode, piece: str, prompt: Prompt, instruct: str = "") -> ModelInputs:
+        """What the speech LM gets for one piece of text.
+
+        zero_shot continues the prompt's text and speech, cross_lingual knows nothing of it, instruct has the
+        instruction in place of the prompt's text and no speech; vc needs no speech LM. CosyVoice3 wants an
+        `<|endofprompt|>` before what is spoken, in every mode.
+
+        Raises:
+            InvalidRequestError: zero_shot without the prompt's text, or instruct without an instruction.
+        """
+        if mode == "vc":
+            return ModelInputs([], [], [], prompt)
+        prompt_text: list[int] = []
+        prompt_speech: list[int] = []
+        if mode == "zero_shot":
+            prompt_text, prompt_speech = prompt.text_token.tolist(), prompt.speech_token.tolist()
+            if prompt_speech and not prompt_text:
+                raise InvalidRequestError(
+                    "zero_shot needs the words that are said in the recording: give the prompt text, or use cross_lingual.",
+                    param="prompt_text",
+                )
+        elif mode == "instruct":
+            prompt_text = self._tokenizer.encode(self._instruction(instruct))
+        text = self._tokenizer.encode(piece)
+        if self._version == "cosyvoice3" and self._tokenizer.end_of_prompt not in prompt_text + text:
+            prefix = self._tokenizer.encode(_SYSTEM + END_OF_PROMPT)
+            if mode == "zero_shot":
+                prompt_text = prefix + prompt_text
+            else:
+                text = prefix + text
+        return ModelInputs(text, prompt_text, prompt_speech, prompt)
+
+    def _instruction(self, instruct: str) -> str:
+        instruct = clean(instruct).strip()
+        if not is_speakable(instruct) or len(instruct) > MAX_PROMPT_TEXT:
+            raise InvalidRequestError(
+                f"Say in 1 to {MAX_PROMPT_TEXT:,} characters how it shall be spoken, for example: speak slowly.",
+                param="instruct",
+            )
+        if END_OF_PROMPT in instruct:
+            return instruct
+        return f"{_SYSTEM} {instruct}{END_OF_PROMPT}" if self._version == "cosyvoice3" else instruct + END_OF_PROMPT
+
+
+def estimate_seconds(text: str) -> float:
+    """About how long it takes to say `text`: 4.5 Chinese characters or 15 other letters a second."""
+    wide = sum(character >= "\u2e80" for character in text)
+    return wide / 4.5 + (len(text) - wide) / 15

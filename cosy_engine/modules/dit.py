@@ -1,0 +1,230 @@
+"""CosyVoice3's velocity estimator: a diffusion transformer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosy_engine.modules.attention import (
+    append_keys,
+    attention_mask,
+    merge_heads,
+    no_keys,
+    past_positions,
+    split_heads,
+)
+from cosy_engine.modules.causal_conv import CausalConv1d
+from cosy_engine.modules.child_state import child_state
+from cosy_engine.modules.streaming import State
+from cosy_engine.modules.time_embedding import embed_time
+
+_TIME_FREQUENCIES = 256
+
+
+class TimestepEmbedding(nn.Module):
+    """Time `[B]` -> `[B, dim]`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.time_mlp = nn.Sequential(nn.Linear(_TIME_FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.time_mlp(embed_time(t, _TIME_FREQUENCIES).to(self.time_mlp[0].weight.dtype))
+
+
+class CausalConvPositionEmbedding(nn.Module):
+    """Two grouped causal convolutions, each followed by Mish, that tell a frame where it is among its neighbours."""
+
+    def __init__(self, dim: int, kernel_size: int = 31, groups: int = 16) -> None:
+        super().__init__()
+        self.conv1 = nn.ModuleList([CausalConv1d(dim, dim, kernel_size, groups)])
+        self.conv2 = nn.ModuleList([CausalConv1d(dim, dim, kernel_size, groups)])
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        """`[B, T, dim]` -> `[B, T, dim]`."""
+        x = x.transpose(1, 2)
+        x = F.mish(self.conv1[0](x, child_state(state, "conv1", "0")))
+        x = F.mish(self.conv2[0](x, child_state(state, "conv2", "0")))
+        return x.transpose(1, 2)
+
+
+class InputEmbedding(nn.Module):
+    """Joins the inputs of a frame and adds the position embedding."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_dim, dim)
+        self.conv_pos_embed = CausalConvPositionEmbedding(dim)
+
+    def forward(self, inputs: Tensor, state: State | None = None) -> Tensor:
+        """`[B, T, in_dim]` -> `[B, T, dim]`."""
+        x = self.proj(inputs)
+        return x + self.conv_pos_embed(x, child_state(state, "conv_pos_embed"))
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosine and sine of the rotation of each channel pair, base 10000 (RoFormer, arXiv 2104.09864)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 10000.0 ** (-torch.arange(0, dim, 2).float() / dim))
+
+    def _apply(self, fn, recurse: bool = True) -> RotaryEmbedding:
+        """Moves with the model but keeps float32: in 16 bits, a position in the thousands turns by a wrong angle."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        self.inv_freq = exact.to(self.inv_freq.device)
+        return self
+
+    def forward(self, past: int, new: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, `[new, dim/2]` each, of the positions past ... past+new-1."""
+        positions = torch.arange(past, past + new, device=self.inv_freq.device)
+        angle = positions[:, None] * self.inv_freq
+        return angle.cos(), angle.sin()
+
+
+def rotate_first_head(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates the channel pairs (0, 1), (2, 3), ... of head 0 in `x [B, heads, T, d]`; the other heads stay.
+
+    The public models were trained so: their rotation comes before the split into heads.
+    """
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    even, odd = x[:, 0, :, 0::2], x[:, 0, :, 1::2]
+    rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=3).flatten(2)
+    return torch.cat([rotated[:, None], x[:, 1:]], dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. State: see `append_keys`; the keys are kept rotated."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.to_q = nn.Linear(dim, heads * head_dim)
+        self.to_k = nn.Linear(dim, heads * head_dim)
+        self.to_v = nn.Linear(dim, heads * head_dim)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, dim), nn.Dropout(dropout))
+
+    def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
+        return no_keys(batch_size, self.heads, self.head_dim, device, dtype)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, state: State | None = None
+    ) -> Tensor:
+        query, key, value = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
+        query, key = rotate_first_head(query, rotation), rotate_first_head(key, rotation)
+        key, value = append_keys(key, value, state)
+        return self.to_out(merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh form), Linear with `mult` times the width between."""
+
+    def __init__(self, dim: int, mult: int, dropout: float) -> None:
+        super().__init__()
+        widen = nn.Sequential(nn.Linear(dim, mult * dim), nn.GELU(approximate="tanh"))
+        self.ff = nn.Sequential(widen, nn.Dropout(dropout), nn.Linear(mult * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ff(x)
+
+
+class AdaptiveParameters(nn.Module):
+    """Shifts, scales and gates `[B, 1, dim]`, made from the time embedding."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.linear = nn.Linear(dim, count * dim)
+
+    def forward(self, t: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(t))[:, None].chunk(self.count, dim=2)
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights of its own, then the given shift and scale."""
+    return F.layer_norm(x, x.shape[2:], eps=1e-6) * (1 + scale) + shift
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and feed-forward, each modulated and gated by the time (arXiv 2212.09748, adaLN-Zero)."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, ff_mult: int, dropout: float) -> None:
+        super().__init__()
+        self.attn_norm = AdaptiveParameters(dim, 6)
+        self.attn = Attention(dim, heads, head_dim, dropout)
+        self.ff = FeedForward(dim, ff_mult, dropout)
+
+    def forward(
+        self, x: Tensor, t: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, state: State | None = None
+    ) -> Tensor:
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.attn_norm(t)
+        attended = self.attn(_modulate(x, shift_attn, scale_attn), rotation, mask, child_state(state, "attn"))
+        x = x + gate_attn * attended
+        return x + gate_ff * self.ff(_modulate(x, shift_ff, scale_ff))
+
+
+class DiT(nn.Module):
+    """Velocity of the flow at one time.
+
+    Args:
+        dim: width; `depth` blocks, `heads` heads of `dim_head`, feed-forward `ff_mult` times as wide.
+        mel_dim, mu_dim, spk_dim: channels of x and cond, of mu, of spks; `out_channels` is `mel_dim`.
+        static_chunk_size: frames in a chunk of the streaming mask.
+        num_decoding_left_chunks: unused; all earlier chunks are seen.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int = 8,
+        heads: int = 8,
+        dim_head: int = 64,
+        dropout: float = 0.1,
+        ff_mult: int = 4,
+        mel_dim: int = 80,
+        mu_dim: int = 80,
+        spk_dim: int = 80,
+        out_channels: int = 80,
+        static_chunk_size: int = 50,
+        num_decoding_left_chunks: int = -1,
+    ) -> None:
+        super().__init__()
+        self.static_chunk_size = static_chunk_size
+        self.time_embed = TimestepEmbedding(dim)
+        self.input_embed = InputEmbedding(2 * mel_dim + mu_dim + spk_dim, dim)
+        self.rotary_embed = RotaryEmbedding(dim_head)
+        self.transformer_blocks = nn.ModuleList(
+            [DiTBlock(dim, heads, dim_head, ff_mult, dropout) for _ in range(depth)]
+        )
+        self.norm_out = AdaptiveParameters(dim, 2)
+        self.proj_out = nn.Linear(dim, out_channels)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        mu: Tensor,
+        t: Tensor,
+        spks: Tensor,
+        cond: Tensor,
+        streaming: bool = False,
+        state: State | None = None,
+    ) -> Tensor:
+        """Velocity `[B, out_channels, T]` of the frames fed now; where they are padding it means nothing.
+
+        The arguments are those of `unet.CausalConditionalDecoder.forward`.
+        """
+        frames = x.shape[2]
+        past = past_positions(child_state(state, "transformer_blocks", "0", "attn"))
+        keys = attention_mask(past, frames, self.static_chunk_size if streaming else 0, x.device, mask)
+        t = self.time_embed(t)
+        inputs = torch.cat([x, cond, mu, spks[:, :, None].expand(-1, -1, frames)], dim=1)
+        x = self.input_embed(inputs.transpose(1, 2), child_state(state, "input_embed"))
+        rotation = self.rotary_embed(past, frames)
+        for index, block in enumerate(self.transformer_blocks):
+            x = block(x, t, rotation, keys, child_state(state, "transformer_blocks", str(index)))
+        scale, shift = self.norm_out(t)
+        return self.proj_out(_modulate(x, shift, scale)).transpose(1, 2)

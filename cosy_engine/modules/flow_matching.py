@@ -1,0 +1,157 @@
+"""Conditional flow matching (arXiv 2210.02747): from noise to mel along the velocity that the estimator gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosy_engine.errors import InvalidRequestError
+from cosy_engine.modules.child_state import child_state
+from cosy_engine.modules.options import require
+from cosy_engine.modules.streaming import State, init_state
+
+MAX_FRAMES = 50 * 300  # five minutes, the length of the one noise that every request starts from
+
+
+def euler_steps(count: int) -> list[tuple[float, float]]:
+    """Time and length of each Euler step from 0 to 1, short at first: times 1 - cos(pi/2 * k/count) in float32.
+
+    The time is summed up and a step ends where the grid says, so that rounding does not add up; the public code's way.
+    """
+    grid = 1 - torch.cos(torch.linspace(0, 1, count + 1) * 0.5 * torch.pi)
+    t, steps = grid[0], []
+    for end in grid[1:]:
+        dt = end - t
+        steps.append((t.item(), dt.item()))
+        t = t + dt
+    return steps
+
+
+class CausalConditionalCFM(nn.Module):
+    """Solves the flow with classifier-free guidance, chunk by chunk if given a state.
+
+    State: `offset`, the frames made so far (an int), and `steps`, one state of the estimator for each Euler step, made
+    with the first chunk.
+
+    Args:
+        in_channels, n_spks, spk_emb_dim: unused; the estimator knows its sizes.
+        cfm_params: `inference_cfg_rate`, `training_cfg_rate`, `sigma_min`; `reg_loss_type` is unused.
+
+    Raises:
+        ModelDirectoryError: another solver or time schedule.
+    """
+
+    rand_noise: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        cfm_params: Mapping[str, float | str],
+        n_spks: int = 1,
+        spk_emb_dim: int = 80,
+        *,
+        estimator: nn.Module,
+    ) -> None:
+        super().__init__()
+        require(solver=(cfm_params["solver"], "euler"), t_scheduler=(cfm_params["t_scheduler"], "cosine"))
+        self.sigma_min = cfm_params["sigma_min"]
+        self.training_cfg_rate = cfm_params["training_cfg_rate"]
+        self.inference_cfg_rate = cfm_params["inference_cfg_rate"]
+        self.estimator = estimator
+        noise = torch.randn(1, 80, MAX_FRAMES, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        self.register_buffer("rand_noise", noise, persistent=False)
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
+        return {"offset": 0, "steps": {}}
+
+    def forward(
+        self,
+        mu: Tensor,
+        mask: Tensor | None,
+        n_timesteps: int,
+        temperature: float = 1.0,
+        *,
+        spks: Tensor,
+        cond: Tensor,
+        streaming: bool = False,
+        state: State | None = None,
+    ) -> Tensor:
+        """Mel `[B, 80, T]` of the frames fed now, float32 (float64 if mu is).
+
+        Args:
+            mu: `[B, 80, T]`, what the tokens say.
+            mask: `[B, 1, T]`, nonzero where a frame is not padding; None: no padding.
+            n_timesteps: Euler steps; the same for all chunks of a stream.
+            temperature: factor of the noise.
+            spks: `[B, 80]`, the projected speaker embedding.
+            cond: `[B, 80, T]`, the prompt's mel, 0 after it.
+            streaming: use the estimator's chunk mask.
+            state: of the frames fed before; None: there are none, and none will follow.
+
+        Raises:
+            InvalidRequestError: more frames than there is noise for, or another number of steps than before.
+        """
+        batch, _, frames = mu.shape
+        start = 0 if state is None else state["offset"]
+        if start + frames > self.rand_noise.shape[2]:
+            raise InvalidRequestError(
+                f"Prompt and speech together would be {(start + frames) / 50:.0f} s long; the longest possible is "
+                f"{self.rand_noise.shape[2] / 50:.0f} s. Split the text into shorter pieces."
+            )
+        if state is not None:
+            self._extend_state(state, frames, n_timesteps, 2 * batch, mu)
+
+        def pair(given: Tensor) -> Tensor:
+            return torch.cat([given, torch.zeros_like(given)])
+
+        mu_pair, spks_pair, cond_pair = pair(mu), pair(spks), pair(cond)
+        mask_pair = None if mask is None else torch.cat([mask, mask])
+        guidance = self.inference_cfg_rate
+        x = self.rand_noise[:, :, start : start + frames].expand(batch, -1, -1) * temperature
+        x = x.to(torch.promote_types(mu.dtype, torch.float32))
+        for index, (t, dt) in enumerate(euler_steps(n_timesteps)):
+            x_pair = torch.cat([x, x]).to(mu.dtype)
+            t_pair = torch.full((2 * batch,), t, device=x.device, dtype=torch.float32)
+            step_state = child_state(state, "steps", str(index))
+            velocity = self.estimator(
+                x_pair, mask_pair, mu_pair, t_pair, spks_pair, cond_pair, streaming=streaming, state=step_state
+            )
+            guided, unguided = velocity.chunk(2)
+            x = x + dt * ((1 + guidance) * guided - guidance * unguided)
+        return x
+
+    def _extend_state(self, state: State, frames: int, n_timesteps: int, batch_size: int, like: Tensor) -> None:
+        steps = state["steps"]
+        if not steps:
+            for index in range(n_timesteps):
+                steps[str(index)] = init_state(self.estimator, batch_size, like.device, like.dtype)
+        if len(steps) != n_timesteps:
+            raise InvalidRequestError(
+                f"This stream began with {len(steps)} flow steps and cannot go on with {n_timesteps}; "
+                "give the same number for all of its chunks.",
+                param="n_timesteps",
+            )
+        state["offset"] += frames
+
+    def compute_loss(
+        self, x1: Tensor, mask: Tensor, mu: Tensor, spks: Tensor, cond: Tensor, streaming: bool = False
+    ) -> Tensor:
+        """Mean squared error of the velocity at a random time, over the frames that are not padding.
+
+        The minimum of the squared error is the mean velocity, which is the one that carries noise to mel.
+
+        Args:
+            x1: `[B, 80, T]`, the recorded mel; the others as in `forward`, `mask` float.
+        """
+        batch = x1.shape[0]
+        t = 1 - torch.cos(torch.rand(batch, 1, 1, device=x1.device) * (math.pi / 2))
+        z = torch.randn_like(x1)
+        y = (1 - (1 - self.sigma_min) * t) * z + t * x1
+        u = x1 - (1 - self.sigma_min) * z
+        kept = (torch.rand(batch, 1, 1, device=x1.device) > self.training_cfg_rate).to(x1.dtype)
+        velocity = self.estimator(y, mask, mu * kept, t[:, 0, 0], spks * kept[:, 0], cond * kept, streaming=streaming)
+        return F.mse_loss(velocity * mask, u * mask, reduction="sum") / (mask.sum() * x1.shape[1])

@@ -1,0 +1,214 @@
+"""CosyVoice2's velocity estimator: a one-level U-Net of causal convolutions and transformer blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosy_engine.modules.attention import (
+    append_keys,
+    attention_mask,
+    merge_heads,
+    no_keys,
+    past_positions,
+    split_heads,
+)
+from cosy_engine.modules.causal_conv import CausalConv1d
+from cosy_engine.modules.child_state import child_state
+from cosy_engine.modules.options import require
+from cosy_engine.modules.streaming import State
+from cosy_engine.modules.time_embedding import embed_time
+
+
+class CausalBlock1D(nn.Module):
+    """Causal convolution over 3 frames, LayerNorm over the channels, Mish."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"0": CausalConv1d(in_channels, out_channels, 3), "2": nn.LayerNorm(out_channels)})
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        x = self.block["0"](x, child_state(state, "block", "0"))
+        return F.mish(self.block["2"](x.transpose(1, 2)).transpose(1, 2))
+
+
+class CausalResnetBlock1D(nn.Module):
+    """Two causal blocks with the time embedding added between them, and a 1x1 convolution around them."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_dim, out_channels))
+        self.block1 = CausalBlock1D(in_channels, out_channels)
+        self.block2 = CausalBlock1D(out_channels, out_channels)
+        self.res_conv = nn.Conv1d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, t: Tensor, state: State | None = None) -> Tensor:
+        h = self.block1(x, child_state(state, "block1")) + self.mlp(t)[:, :, None]
+        return self.block2(h, child_state(state, "block2")) + self.res_conv(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without positions. State: see `append_keys`."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
+        self.to_k = nn.Linear(dim, heads * head_dim, bias=False)
+        self.to_v = nn.Linear(dim, heads * head_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, dim), nn.Dropout(dropout))
+
+    def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
+        return no_keys(batch_size, self.heads, self.head_dim, device, dtype)
+
+    def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
+        query, key, value = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
+        key, value = append_keys(key, value, state)
+        return self.to_out(merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))
+
+
+class _LinearGELU(nn.Module):
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, inner_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x))
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, Linear with four times the width between."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(_LinearGELU(dim, 4 * dim), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention and feed-forward, each after its LayerNorm and with a residual."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads, head_dim, dropout)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x), mask, child_state(state, "attn1"))
+        return x + self.ff(self.norm3(x))
+
+
+class Stage(nn.ModuleList):
+    """Child 0: a residual block; child 1: transformer blocks; child 2, which the caller applies: a convolution."""
+
+    def forward(self, x: Tensor, t: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
+        """x: `[B, C, T]`; t: `[B, time_dim]`; mask: of `attention_mask`."""
+        x = self[0](x, t, child_state(state, "0")).transpose(1, 2)
+        for index, block in enumerate(self[1]):
+            x = block(x, mask, child_state(state, "1", str(index)))
+        return x.transpose(1, 2)
+
+
+class TimestepEmbedding(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    def __init__(self, in_dim: int, time_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, time_dim)
+        self.linear_2 = nn.Linear(time_dim, time_dim)
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(embedded)))
+
+
+class CausalConditionalDecoder(nn.Module):
+    """Velocity of the flow at one time.
+
+    Early model directories name it `ConditionalDecoder` with `causal: True` and give no `static_chunk_size`.
+
+    Args:
+        in_channels: channels of x, mu, spks and cond together.
+        channels: width of the one level.
+        static_chunk_size: frames in a chunk of the streaming mask.
+        num_decoding_left_chunks: unused; all earlier chunks are seen.
+
+    Raises:
+        ModelDirectoryError: several levels, another activation, or not causal.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (256,),
+        dropout: float = 0.05,
+        attention_head_dim: int = 64,
+        n_blocks: int = 1,
+        num_mid_blocks: int = 2,
+        num_heads: int = 4,
+        act_fn: str = "gelu",
+        static_chunk_size: int = 50,
+        num_decoding_left_chunks: int = -1,
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        require(levels_in_channels=(len(channels), 1), act_fn=(act_fn, "gelu"), causal=(causal, True))
+        width = channels[0]
+        time_dim = 4 * width
+        self.in_channels = in_channels
+        self.static_chunk_size = static_chunk_size
+        self.time_mlp = TimestepEmbedding(in_channels, time_dim)
+
+        def stage(stage_channels: int, *last: nn.Module) -> Stage:
+            blocks = [BasicTransformerBlock(width, num_heads, attention_head_dim, dropout) for _ in range(n_blocks)]
+            return Stage([CausalResnetBlock1D(stage_channels, width, time_dim), nn.ModuleList(blocks), *last])
+
+        self.down_blocks = nn.ModuleList([stage(in_channels, CausalConv1d(width, width, 3))])
+        self.mid_blocks = nn.ModuleList([stage(width) for _ in range(num_mid_blocks)])
+        self.up_blocks = nn.ModuleList([stage(2 * width, CausalConv1d(width, width, 3))])
+        self.final_block = CausalBlock1D(width, width)
+        self.final_proj = nn.Conv1d(width, out_channels, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        mu: Tensor,
+        t: Tensor,
+        spks: Tensor,
+        cond: Tensor,
+        streaming: bool = False,
+        state: State | None = None,
+    ) -> Tensor:
+        """Velocity `[B, out_channels, T]` of the frames fed now, 0 where they are padding.
+
+        Args:
+            x: `[B, 80, T]`, where the flow is at time `t [B]`.
+            mask: `[B, 1, T]`, nonzero where a frame is not padding (padding comes after all others); None: no padding.
+            mu: `[B, 80, T]`, what the tokens say.
+            spks: `[B, 80]`, the projected speaker embedding.
+            cond: `[B, 80, T]`, the prompt's mel, 0 after it.
+            streaming: use the chunk mask.
+            state: of the frames fed before; None: there are none, and none will follow.
+        """
+        frames = x.shape[2]
+        past = past_positions(child_state(state, "down_blocks", "0", "1", "0", "attn1"))
+        keys = attention_mask(past, frames, self.static_chunk_size if streaming else 0, x.device, mask)
+        t = self.time_mlp(embed_time(t, self.in_channels).to(x.dtype))
+        x = torch.cat([x, mu, spks[:, :, None].expand(-1, -1, frames), cond], dim=1)
+
+        skip = self.down_blocks[0](x, t, keys, child_state(state, "down_blocks", "0"))
+        x = self.down_blocks[0][2](skip, child_state(state, "down_blocks", "0", "2"))
+        for index, mid_block in enumerate(self.mid_blocks):
+            x = mid_block(x, t, keys, child_state(state, "mid_blocks", str(index)))
+        x = self.up_blocks[0](torch.cat([x, skip], dim=1), t, keys, child_state(state, "up_blocks", "0"))
+        x = self.up_blocks[0][2](x, child_state(state, "up_blocks", "0", "2"))
+        velocity = self.final_proj(self.final_block(x, child_state(state, "final_block")))
+        return velocity if mask is None else velocity * mask

@@ -1,0 +1,1 @@
+"""Speech token generators behind one protocol."""

@@ -1,0 +1,139 @@
+"""Repetition-aware sampling (RAS): as a two-step procedure, and as the one distribution that it amounts to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cosy_engine.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Nucleus of at most `top_k` ids up to probability `top_p`; an id that occurs at least `win_size * tau_r` times
+    among the last `win_size` is drawn again, without it."""
+
+    top_p: float = 0.8
+    top_k: int = 25
+    win_size: int = 10
+    tau_r: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 1, "at least 1"),
+            ("win_size", self.win_size >= 1, "at least 1"),
+            ("tau_r", self.tau_r > 0, "above 0"),
+        ):
+            if not fits:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be {wanted}.", param=name)
+
+
+GREEDY = SamplingSettings(top_p=1.0, top_k=1, win_size=1, tau_r=2.0)
+"""Always the likeliest id, repeated or not."""
+
+
+def nucleus_candidates(scores: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """The ids among which the first draw chooses, likeliest first, and their probabilities (not normalised).
+
+    An id is in while those before it sum to less than `top_p`, so the one that crosses it is in too; of equal ones
+    the lower id comes first. `scores` [V] are logits or log-probabilities.
+    """
+    probabilities, ids = scores.softmax(dim=0).sort(descending=True, stable=True)
+    total = torch.zeros_like(probabilities[0])
+    count = 0
+    while count < min(top_k, len(ids)) and total < top_p:
+        total = total + probabilities[count]
+        count += 1
+    return ids[:count], probabilities[:count]
+
+
+def nucleus_sample(scores: Tensor, top_p: float, top_k: int, generator: torch.Generator | None = None) -> int:
+    """One id drawn from the nucleus of `scores` [V]."""
+    ids, probabilities = nucleus_candidates(scores, top_p, top_k)
+    return int(ids[torch.multinomial(probabilities, 1, replacement=True, generator=generator)])
+
+
+def ras_two_step(
+    scores: Tensor, decoded: Sequence[int], settings: SamplingSettings, generator: torch.Generator | None = None
+) -> int:
+    """One id as the public code draws it, in one or two steps, with its random numbers in its order.
+
+    Args:
+        scores: logits or log-probabilities [V], on the CPU.
+        decoded: the ids so far, oldest first.
+        generator: torch's global one when None.
+    """
+    first = nucleus_sample(scores, settings.top_p, settings.top_k, generator)
+    if decoded[-settings.win_size :].count(first) < settings.win_size * settings.tau_r:
+        return first
+    others = scores.index_fill(0, torch.tensor([first]), float("-inf"))
+    return int(torch.multinomial(others.softmax(dim=0), 1, replacement=True, generator=generator))
+
+
+def ras_distribution(scores: Tensor, recent: Tensor, settings: SamplingSettings) -> Tensor:
+    """Probabilities of the outcomes of `ras_two_step`, for a batch, in closed form.
+
+    With p the whole distribution, n the normalised nucleus and R the ids repeated too often,
+    `P(x) = n(x) [x not in R] + sum over r in R, r != x, of n(r) p(x) / (1 - p(r))`.
+
+    Args:
+        scores: logits or log-probabilities [B, V]; -inf excludes an id.
+        recent: the last ids of each row [B, W], W at most `settings.win_size`, -1 where there are none yet.
+
+    Returns:
+        float64 [B, V], rows summing to 1. An id without any alternative keeps its probability.
+    """
+    p = scores.double().softmax(dim=-1)
+    n = _nucleus(p, settings.top_p, settings.top_k)
+
+    occurrences = recent.unsqueeze(-1) == recent.unsqueeze(-2)
+    repeats = (occurrences.sum(-1) >= settings.win_size * settings.tau_r) & (recent >= 0)
+    index = recent.clamp(min=0)
+    # 1 - p loses all digits where p is nearly 1, which only the likeliest id can be: sum the others for that one.
+    top = p.argmax(dim=-1, keepdim=True)
+    rest_of_top = p.scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    rest = torch.where(index == top, rest_of_top, 1 - p.gather(-1, index))
+    repeats &= rest > 0
+
+    # Drawing r moves its n(r) to all others in proportion to p. An id occurring twice in `recent` counts once: scatter
+    # writes the same value again. Entries that do not repeat go to an extra last column, which is cut off.
+    column = torch.where(repeats, index, p.shape[-1])
+    per_rest = torch.where(repeats, n.gather(-1, index) / rest.clamp(min=torch.finfo(p.dtype).tiny), 0.0)
+    moved = p.new_zeros(p.shape[0], p.shape[1] + 1).scatter(-1, column, per_rest)[:, :-1]
+    kept = n.new_ones(p.shape[0], p.shape[1] + 1).scatter(-1, column, 0.0)[:, :-1] * n
+    return kept + p * (moved.sum(-1, keepdim=True) - moved).clamp(min=0)
+
+
+def _nucleus(p: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Normalised nucleus distribution of `p` [B, V]: `nucleus_candidates` without a sort of the vocabulary."""
+    best = p.topk(min(top_k, p.shape[-1]), dim=-1).values
+    count = (best.cumsum(-1) - best < top_p).sum(-1, keepdim=True)
+    least = best.gather(-1, count - 1)
+    above, equal = p > least, p == least
+    first_equal = equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True))
+    kept = torch.where(above | first_equal, p, 0.0)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def draw(probabilities: Tensor, generator: torch.Generator) -> int:
+    """One id from `probabilities` [V] on the CPU, with a single random number from the CPU `generator`."""
+    cumulative = probabilities.cumsum(dim=0)
+    uniform = torch.rand((), dtype=cumulative.dtype, generator=generator)
+    return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+
+
+class RasSampler:
+    """Chooses the ids of one request, from its own seed."""
+
+    def __init__(self, settings: SamplingSettings, seed: int) -> None:
+        self.settings = settings
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, scores: Tensor, decoded: Sequence[int]) -> int:
+        """The next id after `decoded`, for log-probabilities [V] on the CPU."""
+        recent = torch.tensor([[-1, *decoded[-self.settings.win_size :]]])
+        return draw(ras_distribution(scores.unsqueeze(0), recent, self.settings)[0], self.generator)

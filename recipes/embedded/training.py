@@ -1,0 +1,223 @@
+"""What every stage's training loop needs: a clock that drives the learning rate, checkpoints, a progress line, several
+GPUs, an average of the weights.
+
+The learning rate follows the time spent, not the steps: a stage that is given 300 seconds warms up over the first 5 %
+and ends at zero after 300 seconds, however fast the machine is. Start with `torchrun --nproc-per-node N` for N GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from math import cos, pi
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, time_limit: float, learning_rate: float, batch: int) -> None:
+    """The options that all stages share."""
+    parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="folders that make_corpus.py wrote")
+    parser.add_argument("--kit", type=Path, required=True, help="folder of the data kit, for its corpus.py")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="read if it is there, written every minute")
+    parser.add_argument("--time-limit", type=float, default=time_limit, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps of this run")
+    parser.add_argument("--learning-rate", type=float, default=learning_rate, help="peak; default: %(default)s")
+    parser.add_argument("--batch", type=int, default=batch, help="a GPU; default: %(default)s")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: about a minute, then faster steps")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def setup(arguments: argparse.Namespace) -> torch.device:
+    """Join the other processes of torchrun, seed, allow TF32; returns this process's device."""
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    if arguments.device == "cuda":
+        arguments.device = f"cuda:{rank}"
+        torch.cuda.set_device(rank)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if arguments.device.startswith("cuda") else "gloo")
+    torch.manual_seed(arguments.seed * 1000 + rank)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return torch.device(arguments.device)
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def adamw(parameters: Iterator[nn.Parameter], learning_rate: float, **options: object) -> torch.optim.AdamW:
+    """AdamW as all stages use it; `options` go to torch."""
+    settings = {"betas": (0.9, 0.98), "weight_decay": 0.01} | options
+    parameters = list(parameters)
+    return torch.optim.AdamW(parameters, learning_rate, fused=parameters[0].is_cuda, **settings)
+
+
+class Average:
+    """Exponential moving average of a module's parameters, over about the last 1 / (1 - decay) steps."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.parameters = list(module.parameters())
+        self.names = [name for name, _ in module.named_parameters()]
+        self.values = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        weight = 1 - min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.parameters], weight)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.values))
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for value, name in zip(self.values, self.names):
+            value.copy_(state[name])
+
+
+class Run:
+    """One stage's run.
+
+        run = Run(arguments, {"model": model, "average": average, "optimizer": optimizer}, [optimizer])
+        for step in run:
+            loss = ...
+            run.step(optimizer, loss)
+            run.log(loss=loss)
+
+    Args:
+        parts: what the checkpoint holds, by name; anything with state_dict and load_state_dict.
+        optimizers: whose learning rate follows the clock; each group's own rate is the peak.
+        warmup: share of the time limit in which the learning rate rises.
+    """
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        parts: dict[str, object],
+        optimizers: list[torch.optim.Optimizer],
+        warmup: float = 0.05,
+        clip: float = 1.0,
+    ) -> None:
+        self.path: Path = arguments.checkpoint
+        self.limit, self.max_steps = arguments.time_limit, arguments.steps
+        self.parts, self.optimizers, self.warmup, self.clip = parts, optimizers, warmup, clip
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self.first_step = 0
+        self.fraction = 0.0  # of the time limit
+        self.sums: dict[str, Tensor] = {}
+        self.logged = 0
+        if self.path.exists():
+            self._load()
+        for module in (part for part in parts.values() if isinstance(part, nn.Module)):
+            self._broadcast(module)
+
+    def __iter__(self) -> Iterator[int]:
+        began = printed = saved = time.monotonic()
+        printed_step = step = self.first_step
+        while True:
+            if (step - self.first_step) % 10 == 0:
+                self.fraction = self._agree((time.monotonic() - began) / self.limit)
+                self._set_rates()
+            if self.fraction >= 1 or step - self.first_step >= self.max_steps:
+                break
+            yield step
+            step += 1
+            now = time.monotonic()
+            if now - printed > 10 and is_main():
+                self._print(step, now - began, (step - printed_step) / (now - printed))
+                printed, printed_step = now, step
+            if now - saved > 60:
+                self.save(step)
+                saved = now
+        self._print(step, time.monotonic() - began, (step - self.first_step) / max(1e-3, time.monotonic() - began))
+        self.save(step)
+
+    def step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Backward, average over the GPUs, clip, update."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [parameter.grad for parameter in parameters]
+        if world_size() > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            flat /= world_size()
+            sizes = [gradient.numel() for gradient in gradients]
+            for gradient, average in zip(gradients, flat.split(sizes)):
+                gradient.copy_(average.view_as(gradient))
+        nn.utils.clip_grad_norm_(parameters, self.clip)
+        optimizer.step()
+
+    def log(self, **values: Tensor) -> None:
+        """Remember values for the next progress line, which shows their means."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.logged += 1
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint; only the first process does."""
+        if not is_main():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        torch.save({"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}, temporary)
+        os.replace(temporary, self.path)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        self.first_step = state["step"]
+        for name, part in self.parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
+        for optimizer, peaks in zip(self.optimizers, self.peaks):
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["lr"] = peak
+
+    def _broadcast(self, module: nn.Module) -> None:
+        if world_size() > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def _agree(self, value: float) -> float:
+        if world_size() == 1:
+            return value
+        shared = torch.tensor([value], device=f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+    def _set_rates(self) -> None:
+        rising = min(1.0, self.fraction / self.warmup + 0.02)
+        falling = 0.5 * (1 + cos(pi * min(1.0, self.fraction)))
+        for optimizer, peaks in zip(self.optimizers, self.peaks):
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["lr"] = peak * rising * max(0.01, falling)
+
+    def _print(self, step: int, seconds: float, rate: float) -> None:
+        if not is_main():
+            return
+        means = {name: round(float(value) / max(1, self.logged), 4) for name, value in self.sums.items()}
+        self.sums, self.logged = {}, 0
+        line = {"stage": self.path.stem, "step": step, "seconds": round(seconds), "steps_a_second": round(rate, 2)}
+        print(json.dumps(line | means), flush=True)
+
+
+def load_average(path: Path, module: nn.Module, part: str = "model") -> nn.Module:
+    """Give `module` the averaged weights of a stage's checkpoint (the last ones where it has no average); eval mode."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(state[part])
+    if "average" in state:
+        module.load_state_dict(state["average"], strict=False)
+    return module.eval().requires_grad_(False)
