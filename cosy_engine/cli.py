@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cosy_engine.errors import CosyError, InvalidAudioError, InvalidRequestError, QueueFullError
+from cosy_engine.errors import CosyError, InvalidAudioError, InvalidRequestError, ModelDirectoryError, QueueFullError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -286,20 +286,31 @@ def _engine(progress: Progress, model_dir: str | None, **options: object) -> Ite
 
 def _store(model_dir: str | None) -> VoiceStore:
     """The saved voices and those of the model directory, if that is on this machine; the model is not loaded."""
-    from cosy_engine.checkpoint.default import default_model_dir
+    from cosy_engine.checkpoint.fingerprint import fingerprint_of
     from cosy_engine.config import Settings
     from cosy_engine.voices import VoiceStore
 
     settings = Settings()
-    named = model_dir or settings.model_dir
-    directory = Path(named).expanduser() if named else default_model_dir()
-    if not directory.is_dir():
+    directory = _local_directory(model_dir or settings.model_dir)
+    if directory is None:
         return VoiceStore(settings.voices_dir, None)
-    from cosy_engine.checkpoint.fingerprint import fingerprint_of
-    from cosy_engine.voices import builtin_voices
-
     fingerprint = fingerprint_of(directory)
-    return VoiceStore(settings.voices_dir, fingerprint, builtin_voices(directory, fingerprint))
+    builtin = {}
+    if (directory / "spk2info.pt").is_file():
+        from cosy_engine.voices.spk2info import builtin_voices
+
+        builtin = builtin_voices(directory, fingerprint)
+    return VoiceStore(settings.voices_dir, fingerprint, builtin)
+
+
+def _local_directory(named: str | None) -> Path | None:
+    from cosy_engine.checkpoint.default import default_model_dir
+
+    try:
+        directory = Path(named).expanduser() if named else default_model_dir()
+    except ModelDirectoryError:
+        return None
+    return directory if directory.is_dir() else None
 
 
 def _progress() -> Progress:

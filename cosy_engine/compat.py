@@ -25,7 +25,8 @@ from cosy_engine.config import Settings
 from cosy_engine.engine import AudioChunk, Engine, SynthesisRequest
 from cosy_engine.errors import InvalidRequestError, VoiceNotFoundError
 from cosy_engine.frontend import Prompt
-from cosy_engine.voices import Voice, read_spk2info, write_spk2info
+from cosy_engine.voices import Voice
+from cosy_engine.voices.spk2info import read_spk2info, write_spk2info
 
 PROMPT_RATE = 16000  # of recordings that are given as tensors
 

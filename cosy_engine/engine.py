@@ -12,11 +12,12 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,11 +29,12 @@ from cosy_engine.checkpoint.default import default_model_dir
 from cosy_engine.checkpoint.load import CosyVoiceModel, load_model
 from cosy_engine.config import Settings, choose_device
 from cosy_engine.errors import BackendUnavailableError, EngineStoppedError, InvalidRequestError
-from cosy_engine.frontend import Frontend, Mode, ModelInputs, Prompt
+from cosy_engine.frontend import Frontend, Mode, Prompt
 from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
-from cosy_engine.speech_lm.silence import silence_filter
+from cosy_engine.speech_lm.silence import SILENT_CODES, SilenceFilter
 from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
+from cosy_engine.voices.spk2info import builtin_voices
 from cosy_engine.voices.store import VoiceStore
 from cosy_engine.voices.voice import Voice
 
@@ -107,7 +109,7 @@ class Synthesis:
     """A running request: `async for chunk in synthesis`; leaving the loop or `cancel()` stops the work."""
 
     seed: int
-    _chunks: Any = field(repr=False)
+    _chunks: AsyncGenerator[AudioChunk, None] = field(repr=False)
     timings: Timings
 
     def __aiter__(self) -> AsyncIterator[AudioChunk]:
@@ -125,9 +127,15 @@ class Engine:
         self.model = model
         self.settings = settings
         self.frontend = Frontend(model)
-        self.voices = VoiceStore(settings.voices_dir, model.fingerprint, model.builtin_voices)
+        builtin = builtin_voices(model.directory, model.fingerprint)
+        self.voices = VoiceStore(settings.voices_dir, model.fingerprint, builtin)
         self.queue = AdmissionQueue(settings.concurrency, settings.max_queue)
-        self._speech_lm: SpeechLM = TorchSpeechLM(model.lm, upstream_exact=settings.upstream_exact)
+        self._speech_lm: SpeechLM = TorchSpeechLM(
+            model.lm,
+            model.device,
+            end_of_prompt=self.frontend.end_of_prompt,
+            upstream_exact=settings.upstream_exact,
+        )
         self._token2wav = Token2Wav(model.flow, model.hift, upstream_exact=settings.upstream_exact)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="token2wav")
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
@@ -205,7 +213,7 @@ class Engine:
 
     async def _run(
         self, request: SynthesisRequest, seed: int, timings: Timings, on_position: PositionCallback | None
-    ) -> AsyncIterator[AudioChunk]:
+    ) -> AsyncGenerator[AudioChunk, None]:
         submitted = time.perf_counter()
         outcome = "cancelled"
         try:
@@ -214,14 +222,18 @@ class Engine:
                 timings.queue = started - submitted
                 metrics.QUEUE_SECONDS.observe(timings.queue)
                 self._observe_queue()
-                async for chunk in self._speak(request, seed, timings, submitted):
-                    if timings.first_audio is None:
-                        timings.first_audio = time.perf_counter() - submitted
-                        metrics.FIRST_AUDIO_SECONDS.observe(timings.first_audio)
-                    timings.chunks += 1
-                    timings.audio_seconds += len(chunk.samples) / chunk.sample_rate
-                    timings.work_seconds = time.perf_counter() - started
-                    yield chunk
+                listening = 0.0  # seconds that the listener took between asking for chunks
+                async with aclosing(self._speak(request, seed, timings, submitted)) as chunks:
+                    async for chunk in chunks:
+                        made = time.perf_counter()
+                        if timings.first_audio is None:
+                            timings.first_audio = made - submitted
+                            metrics.FIRST_AUDIO_SECONDS.observe(timings.first_audio)
+                        timings.chunks += 1
+                        timings.audio_seconds += len(chunk.samples) / chunk.sample_rate
+                        timings.work_seconds = made - started - listening
+                        yield chunk
+                        listening += time.perf_counter() - made
                 self.queue.took(time.perf_counter() - started)
             outcome = "done"
         except Exception:
@@ -237,7 +249,7 @@ class Engine:
 
     async def _speak(
         self, request: SynthesisRequest, seed: int, timings: Timings, submitted: float
-    ) -> AsyncIterator[AudioChunk]:
+    ) -> AsyncGenerator[AudioChunk, None]:
         prompt = await self._prompt_of(request)
         pieces = await self._pieces(request)
         ahead: asyncio.Queue[_TokenStream] = asyncio.Queue(maxsize=1)
@@ -249,18 +261,19 @@ class Engine:
                 session = self._token2wav.session(
                     prompt, self.settings.hops, stream=request.stream, seed=seed + piece, speed=request.speed
                 )
-                async for samples in self._vocode(session, stream, timings, submitted):
-                    yield AudioChunk(samples, self.model.sample_rate, index, piece, len(pieces), seed)
-                    index += 1
+                async with aclosing(self._vocode(session, stream, timings, submitted)) as sounds:
+                    async for samples in sounds:
+                        yield AudioChunk(samples, self.model.sample_rate, index, piece, len(pieces), seed)
+                        index += 1
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
 
     async def _vocode(
         self, session: Session, stream: _TokenStream, timings: Timings, submitted: float
-    ) -> AsyncIterator[np.ndarray]:
+    ) -> AsyncGenerator[np.ndarray, None]:
         """Sound of one piece, as soon as its tokens allow."""
-        keep = silence_filter(self.model.name)
+        silence = SilenceFilter(SILENT_CODES[self.model.name])
         while not session.done:
             while not session.ready:
                 token = await stream.get()
@@ -272,7 +285,7 @@ class Engine:
                 if timings.first_token is None:
                     timings.first_token = time.perf_counter() - submitted
                 timings.tokens += 1
-                if keep(token):
+                if silence.keeps(token):
                     session.push([token])
             if session.ready:
                 samples = await self._on_worker(lambda: session.step().cpu().numpy())
@@ -280,15 +293,21 @@ class Engine:
                     yield samples
 
     async def _pump(
-        self, request: SynthesisRequest, prompt: Prompt, pieces: list[_Piece], seed: int, ahead: asyncio.Queue[_TokenStream]
+        self,
+        request: SynthesisRequest,
+        prompt: Prompt,
+        pieces: list[_Piece],
+        seed: int,
+        ahead: asyncio.Queue[_TokenStream],
     ) -> None:
         """Fill one token stream after the other, at most one piece ahead of the sound."""
         for number, piece in enumerate(pieces):
             stream: _TokenStream = asyncio.Queue()
             await ahead.put(stream)
             try:
-                async for token in self._tokens(request, prompt, piece, seed + number):
-                    stream.put_nowait(token)
+                async with aclosing(self._tokens(request, prompt, piece, seed + number)) as tokens:
+                    async for token in tokens:
+                        stream.put_nowait(token)
                 stream.put_nowait(_END)
             except Exception as error:
                 stream.put_nowait(error)
@@ -296,7 +315,7 @@ class Engine:
 
     async def _tokens(
         self, request: SynthesisRequest, prompt: Prompt, piece: _Piece, seed: int
-    ) -> AsyncIterator[int]:
+    ) -> AsyncGenerator[int, None]:
         if request.mode == "vc":
             for token in await asyncio.to_thread(self.frontend.speech_tokens, request.source):
                 yield int(token)
@@ -311,14 +330,12 @@ class Engine:
             sampling=self.model.sampling,
         )
         if isinstance(piece, str):
-            tokens = self._speech_lm.generate(lm_request)
+            generated = self._speech_lm.generate(lm_request)
         else:
-            tokens = self._speech_lm.generate_bistream(lm_request, self._encode_arriving(piece))
-        try:
+            generated = self._speech_lm.generate_bistream(lm_request, self._encode_arriving(piece))
+        async with aclosing(generated) as tokens:
             async for token in tokens:
                 yield token
-        finally:
-            await tokens.aclose()
 
     async def _encode_arriving(self, text: AsyncIterator[str]) -> AsyncIterator[int]:
         async for part in text:
@@ -378,10 +395,9 @@ class Engine:
     async def _warm_up_lm(self, prompt: Prompt) -> None:
         inputs = self.frontend.inputs("cross_lingual", "warm up", prompt)
         request = SpeechLMRequest(inputs.text_token, [], [], 0, self.model.sampling)
-        tokens = self._speech_lm.generate(request)
-        async for _ in tokens:
-            break
-        await tokens.aclose()
+        async with aclosing(self._speech_lm.generate(request)) as tokens:
+            async for _ in tokens:
+                break
 
 
 _Piece = str | AsyncIterator[str]

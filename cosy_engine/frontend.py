@@ -63,12 +63,17 @@ class ModelInputs:
 
 
 class Frontend:
-    """The front end of one model. Its methods can be called from several threads."""
+    """The front end of one model. Its methods can be called from several threads.
+
+    Attributes:
+        end_of_prompt: id of the marker that CosyVoice3 wants before what is spoken; None for CosyVoice2.
+    """
 
     def __init__(self, model: CosyVoiceModel) -> None:
         self._version = model.name
         self._mel = model.mel
         self._tokenizer = TextTokenizer(model.tokenizer_dir, model.name)
+        self.end_of_prompt = self._tokenizer.end_of_prompt if model.name == "cosyvoice3" else None
         self._speech_tokenizer = SpeechTokenizer(model.speech_tokenizer_path, model.device)
         self._speaker_encoder = SpeakerEncoder(model.speaker_encoder_path, model.device)
 

@@ -12,7 +12,9 @@ WAITING = Gauge("cosy_requests_waiting", "Requests in the queue")
 QUEUE_SECONDS = Histogram("cosy_queue_seconds", "From submission to the request's turn", buckets=_LATENCY)
 FIRST_AUDIO_SECONDS = Histogram("cosy_first_audio_seconds", "From submission to the first sound", buckets=_LATENCY)
 REAL_TIME_FACTOR = Histogram(
-    "cosy_real_time_factor", "Seconds of work per second of sound", buckets=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 2, 5)
+    "cosy_real_time_factor",
+    "Seconds of work per second of sound",
+    buckets=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 2, 5),
 )
 AUDIO_SECONDS = Counter("cosy_audio_seconds", "Seconds of sound made")
 SPEECH_TOKENS = Counter("cosy_speech_tokens", "Speech tokens made by the speech LM")

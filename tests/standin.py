@@ -268,12 +268,15 @@ def _tune_speech_lm(lm: nn.Module) -> None:
     scores[:, 0] = 0.0
     scores[SPEECH_CODES:] = 0.0
     scores[SPEECH_CODES:, 0] = -5.0
-    scores[lm.eos_token, 0] = 2.0
+    scores[lm.eos_token, 0] = 2.5
 
 
 def _tune_vocoder(hift: nn.Module) -> None:
-    """A voiced pitch around 150 Hz."""
+    """A voiced pitch that moves around 150 Hz, and an output that is neither faint nor clipped nor off centre."""
+    hift.f0_predictor.classifier.weight.mul_(1000.0)
     hift.f0_predictor.classifier.bias.fill_(150.0)
+    hift.conv_post.parametrizations.weight.original0.mul_(5.0)
+    hift.conv_post.bias[0] = -5.0  # log-magnitude of the constant part
 
 
 def _write_text_model(directory: Path) -> None:

@@ -55,7 +55,9 @@ async def test_leaving_the_queue_gives_the_place_to_the_next() -> None:
     queue, order, heard = AdmissionQueue(concurrency=1, max_queue=5), [], []
     release = asyncio.Event()
     first, second, third = await start(
-        occupy(queue, release, [], order, "a"), occupy(queue, release, [], order, "b"), occupy(queue, release, heard, order, "c")
+        occupy(queue, release, [], order, "a"),
+        occupy(queue, release, [], order, "b"),
+        occupy(queue, release, heard, order, "c"),
     )
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)

@@ -6,6 +6,7 @@ What differs from the default path, and why the default differs, is listed in do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import numpy as np
 import torch
@@ -53,10 +54,10 @@ class UpstreamSession:
         self._offset = 0
         self._finished = False
         self.done = False
-        if draw_noise is None:
-            generator = torch.Generator().manual_seed(seed)
-            draw_noise = lambda samples: draw_public_noise(samples, generator)  # noqa: E731
-        self._vocode = _CausalVocoder(hift) if isinstance(hift, CausalHiFTGenerator) else _FadingVocoder(hift, draw_noise)
+        if isinstance(hift, CausalHiFTGenerator):
+            self._vocode = _CausalVocoder(hift)
+        else:
+            self._vocode = _FadingVocoder(hift, draw_noise or _seeded_noise(seed))
 
     def push(self, tokens: Sequence[int]) -> None:
         self._tokens.extend(tokens)
@@ -99,6 +100,18 @@ class UpstreamSession:
             token, self._prompt_token, self._prompt_feat, self._embedding, streaming=streaming, finalize=finalize
         )
         return mel[:, :, self._offset * self._flow.token_mel_ratio :].float()
+
+
+def _seeded_noise(seed: int) -> DrawNoise:
+    """The public draws, each call with a seed of its own; the global generator is left as it was."""
+    seeds = count(seed)
+
+    def draw(samples: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(next(seeds))
+            return draw_public_noise(samples)
+
+    return draw
 
 
 class _FadingVocoder:

@@ -1,7 +1,6 @@
 """Voices: prompts with everything precomputed that does not depend on the text, and the folder they live in."""
 
-from cosy_engine.voices.spk2info import builtin_voices, read_spk2info, write_spk2info
 from cosy_engine.voices.store import VoiceStore
 from cosy_engine.voices.voice import Voice, VoiceInfo
 
-__all__ = ["Voice", "VoiceInfo", "VoiceStore", "builtin_voices", "read_spk2info", "write_spk2info"]
+__all__ = ["Voice", "VoiceInfo", "VoiceStore"]

@@ -81,7 +81,9 @@ def test_stream_equals_one_whole_pass(model: CosyVoiceModel, hops: HopSettings, 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 24, 25, 27, 28, 29])
 def test_short_utterances_lose_nothing(model: CosyVoiceModel, count: int) -> None:
     prompt, tokens = random_prompt(31), random_tokens(count)
-    streamed = torch.cat(run(Token2Wav(model.flow, model.hift).session(prompt, HopSettings(), stream=True, seed=7), tokens))
+    streamed = torch.cat(
+        run(Token2Wav(model.flow, model.hift).session(prompt, HopSettings(), stream=True, seed=7), tokens)
+    )
     assert len(streamed) == count * SAMPLES_PER_TOKEN
     torch.testing.assert_close(streamed, whole_pass(model, prompt, tokens, seed=7), atol=1e-4, rtol=1e-3)
 
@@ -137,7 +139,8 @@ def test_public_behaviour_keeps_the_grown_hop(model: CosyVoiceModel) -> None:
     """As published: the first request leaves its hop of 100 behind, so the same second request is one chunk."""
     token2wav = Token2Wav(model.flow, model.hift, upstream_exact=True)
     first, second = (
-        run(token2wav.session(random_prompt(31), HopSettings(), stream=True, seed=7), random_tokens(118)) for _ in range(2)
+        run(token2wav.session(random_prompt(31), HopSettings(), stream=True, seed=7), random_tokens(118))
+        for _ in range(2)
     )
     assert (len(first), len(second)) == (3, 1)
     assert len(torch.cat(first)) == len(second[0]) == 118 * SAMPLES_PER_TOKEN

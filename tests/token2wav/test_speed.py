@@ -27,7 +27,7 @@ def test_a_stream_of_chunks_equals_one_chunk(speed: float, chunks: list[int]) ->
 
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_streaming_stretches_as_the_whole_does(speed: float) -> None:
-    """A ramp stays a ramp of the same slope; the length is rounded, which moves a frame by less than one frame of the output."""
+    """Rounding the length moves a frame by less than one frame of the output."""
     ramp = torch.arange(100.0).expand(1, 80, 100)
     streamed = StreamingSpeed(speed).push(ramp, finalize=True)
     whole = change_speed(ramp, speed)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cosy_engine.errors import ModelDirectoryError, UnsafeModelError
-from cosy_engine.voices import Voice, builtin_voices, read_spk2info, write_spk2info
+from cosy_engine.voices import Voice
+from cosy_engine.voices.spk2info import builtin_voices, read_spk2info, write_spk2info
 from tests.voices.helpers import make_prompt, same_prompt
 
 MODEL = "fingerprint-of-a-model"
