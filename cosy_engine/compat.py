@@ -5,14 +5,18 @@
         result["tts_speech"]  # float32 [1, n] at model.sample_rate
 
 The engine is asynchronous; it runs on an event loop of its own thread, and the generators hand its chunks over. Closing
-a generator, or letting go of it, stops the work behind it.
+a generator, or letting go of it, stops the work behind it. The seeds of requests are drawn from torch's generator, so
+`torch.manual_seed` makes the sound reproducible, as CosyVoice users expect.
 """
 
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
+import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -23,7 +27,7 @@ from cosy_engine.audio.decode import load_audio
 from cosy_engine.audio.encode import wav_bytes
 from cosy_engine.config import Settings
 from cosy_engine.engine import AudioChunk, Engine, SynthesisRequest
-from cosy_engine.errors import InvalidRequestError, VoiceNotFoundError
+from cosy_engine.errors import EngineStoppedError, InvalidRequestError, VoiceNotFoundError
 from cosy_engine.frontend import Prompt
 from cosy_engine.voices import Voice
 from cosy_engine.voices.spk2info import read_spk2info, write_spk2info
@@ -38,7 +42,7 @@ _T = TypeVar("_T")
 
 
 class CosyVoice:
-    """A loaded model.
+    """A loaded model. `close()`, or leaving a `with` block, stops it; so does the end of the program.
 
     Args:
         model_dir: a directory, or a ModelScope or Hugging Face id.
@@ -74,8 +78,9 @@ class CosyVoice:
         self.sample_rate = self.engine.model.sample_rate
         self._speakers = _read_speakers(self._spk2info, self.engine.model.fingerprint)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="cosy-engine", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._loop.run_forever, name="cosy-engine", daemon=True)
+        thread.start()
+        self.close = weakref.finalize(self, _shut_down, self.engine, self._loop, thread)
 
     def list_available_spks(self) -> list[str]:
         """Ids of the speakers in spk2info.pt and of those added since."""
@@ -156,13 +161,6 @@ class CosyVoice:
         prompt = self._prompt(prompt_wav, "", "")
         yield from self._speak("", stream, speed, True, mode="vc", prompt=prompt, source=source)
 
-    def close(self) -> None:
-        """Stop the engine and its thread."""
-        self.engine.close()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
     def __enter__(self) -> Self:
         return self
 
@@ -183,30 +181,63 @@ class CosyVoice:
         return self._speakers[speaker].prompt
 
     def _make_prompt(self, prompt_wav: Audio, prompt_text: str) -> Prompt:
-        return self._wait(self.engine.make_prompt(_encoded(prompt_wav), prompt_text))
+        return self._start(self.engine.make_prompt(_encoded(prompt_wav), prompt_text)).result()
 
     def _speak(
         self, tts_text: Text, stream: bool, speed: float, text_frontend: bool, **fields: Any
     ) -> Iterator[Result]:
         text = tts_text if isinstance(tts_text, str) else _arriving(iter(tts_text))
-        request = SynthesisRequest(text=text, stream=stream, speed=speed, split_text=text_frontend, **fields)
-        synthesis = self.engine.synthesize(request)
-        chunks = aiter(synthesis)
+        seed = int(torch.randint(2**31, ()))
+        request = SynthesisRequest(text=text, stream=stream, speed=speed, seed=seed, split_text=text_frontend, **fields)
+        steps: queue.SimpleQueue[AudioChunk | Exception | None] = queue.SimpleQueue()
+        work = self._start(_hand_over(self.engine, request, steps))
         try:
-            while (chunk := self._wait(_next(chunks))) is not None:
-                yield {"tts_speech": torch.from_numpy(chunk.samples)[None]}
+            while (step := steps.get()) is not None:
+                if isinstance(step, Exception):
+                    raise step
+                yield {"tts_speech": torch.from_numpy(step.samples)[None]}
         finally:
-            self._wait(synthesis.cancel())
+            work.cancel()
 
-    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        if not self.close.alive:
+            work.close()
+            raise EngineStoppedError("This model has been closed.")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
 AutoModel = CosyVoice2 = CosyVoice3 = CosyVoice
 
 
-async def _next(chunks: AsyncIterator[AudioChunk]) -> AudioChunk | None:
-    return await anext(chunks, None)
+async def _hand_over(
+    engine: Engine, request: SynthesisRequest, steps: queue.SimpleQueue[AudioChunk | Exception | None]
+) -> None:
+    """Put a request's chunks into `steps`; an exception or None ends them."""
+    end: Exception | None = EngineStoppedError("The model has been closed.")
+    try:
+        async for chunk in engine.synthesize(request):
+            steps.put(chunk)
+        end = None
+    except Exception as error:
+        end = error
+    finally:
+        steps.put(end)
+
+
+def _shut_down(engine: Engine, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """Stop the engine, end its requests, and then its thread."""
+
+    async def cancel_all() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    engine.close()
+    asyncio.run_coroutine_threadsafe(cancel_all(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 async def _arriving(parts: Iterator[str]) -> AsyncIterator[str]:

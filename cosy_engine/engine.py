@@ -159,7 +159,7 @@ class Engine:
             model.flow.decoder.estimator.compile(dynamic=True)
         engine = cls(model, settings)
         if settings.warm_up:
-            engine._warm_up()
+            engine._worker.submit(engine._warm_up).result()
         return engine
 
     def synthesize(self, request: SynthesisRequest, on_position: PositionCallback | None = None) -> Synthesis:

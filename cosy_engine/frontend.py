@@ -159,7 +159,7 @@ class Frontend:
             prompt_text, prompt_speech = prompt.text_token.tolist(), prompt.speech_token.tolist()
             if prompt_speech and not prompt_text:
                 raise InvalidRequestError(
-                    "zero_shot needs the words that are said in the recording: give the prompt text, or use cross_lingual.",
+                    "zero_shot needs what is said in the recording: give the prompt text, or use cross_lingual.",
                     param="prompt_text",
                 )
         elif mode == "instruct":

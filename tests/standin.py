@@ -275,7 +275,7 @@ def _tune_vocoder(hift: nn.Module) -> None:
     """A voiced pitch that moves around 150 Hz, and an output that is neither faint nor clipped nor off centre."""
     hift.f0_predictor.classifier.weight.mul_(1000.0)
     hift.f0_predictor.classifier.bias.fill_(150.0)
-    hift.conv_post.parametrizations.weight.original0.mul_(5.0)
+    hift.conv_post.parametrizations.weight.original0.mul_(4.0)
     hift.conv_post.bias[0] = -5.0  # log-magnitude of the constant part
 
 

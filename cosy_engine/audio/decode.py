@@ -46,8 +46,8 @@ class Recording:
 def load_audio(source: str | Path | bytes | BinaryIO) -> Recording:
     """Decode a recording at its own sample rate, its channels averaged. The content tells the format, not the name.
 
-    Decoding stops at `MAX_SECONDS`, and what is larger than `MAX_BYTES` is not read. Damaged parts are left out as long
-    as they are fewer than the intact ones.
+    Decoding stops at `MAX_SECONDS`, and what is larger than `MAX_BYTES` is not read. A few damaged packets, such as
+    the end of a cut off file, are left out.
 
     Raises:
         InvalidAudioError: no such file, not a recording, damaged, too large or too long.
@@ -144,7 +144,7 @@ def _decode(container: av.container.InputContainer) -> tuple[list[np.ndarray], i
         rate = rate or frame.sample_rate
         if frame.sample_rate != rate or not _SAMPLE_RATES[0] <= rate <= _SAMPLE_RATES[1]:
             raise InvalidAudioError(
-                f"The recording has a sample rate of {frame.sample_rate} Hz that cannot be used: save it at 16 to 48 kHz.",
+                f"The recording's sample rate of {frame.sample_rate} Hz cannot be used: save it at 16 to 48 kHz.",
                 param="prompt_audio",
             )
         pieces.append(_mono(frame))
@@ -156,8 +156,8 @@ def _decode(container: av.container.InputContainer) -> tuple[list[np.ndarray], i
                 f"The recording is {length}; at most {MAX_SECONDS:.0f} s are read, and a voice prompt needs 1 to 30 s.",
                 param="prompt_audio",
             )
-    if bad > len(pieces):
-        raise InvalidAudioError("The recording is damaged: most of it cannot be decoded.", param="prompt_audio")
+    if bad > 1 + len(pieces) // 10:
+        raise InvalidAudioError("The recording is damaged: large parts cannot be decoded.", param="prompt_audio")
     return pieces, rate
 
 

@@ -23,7 +23,11 @@ from cosy_engine.modules.unet import CausalConditionalDecoder
 from cosy_engine.modules.upsample_encoder import PreLookaheadLayer, UpsampleConformerEncoder
 
 TEXT_MODEL = "CosyVoice-BlankEN"  # folder of the text model's configuration and tokenizer
-PARTS = ("llm", "flow", "hift")
+PARTS: dict[str, tuple[type[nn.Module], ...]] = {
+    "llm": (Qwen2LM, CosyVoice3LM),
+    "flow": (CausalMaskedDiffWithXvec, CausalMaskedDiffWithDiT),
+    "hift": (HiFTGenerator, CausalHiFTGenerator),
+}
 
 CLASSES: dict[str, type[nn.Module]] = {
     "cosyvoice.llm.llm.Qwen2LM": Qwen2LM,
@@ -78,10 +82,14 @@ def build_modules(config: dict[str, Any], directory: Path) -> tuple[nn.Module, n
     Raises:
         ModelDirectoryError: a part is missing, or has arguments that its class does not take.
     """
-    for part in PARTS:
+    modules = []
+    for part, classes in PARTS.items():
         if not isinstance(config.get(part), Call):
             raise ModelDirectoryError(f"The configuration has no `{part}: !new:...` section.")
-    lm, flow, hift = (_instantiate(config[part], directory) for part in PARTS)
+        modules.append(_instantiate(config[part], directory))
+        if not isinstance(modules[-1], classes):
+            raise ModelDirectoryError(f"`{part}` cannot be a {type(modules[-1]).__name__}.")
+    lm, flow, hift = modules
     return lm, flow, hift
 
 

@@ -127,7 +127,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ModelDirectoryError(f"{path.name} is not readable YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ModelDirectoryError(f"{path.name} is nested too deeply.") from None
-    if not isinstance(root, yaml.MappingNode) or root.tag != f"{_CORE}map":
+    if not isinstance(root, yaml.MappingNode):
         raise ModelDirectoryError(f"{path.name} must hold keys and values.")
     return _Reader(path.name, root).read()
 
@@ -142,6 +142,8 @@ class _Reader:
         self.nodes_left = MAX_NODES
 
     def read(self) -> dict[str, Any]:
+        if self.root.tag != f"{_CORE}map":
+            raise self.refused(self.root, f"the tag `{self.root.tag}`")
         for key, node in self.items(self.root):
             self.top_level[key] = node
         return {key: self.value(node, (key,)) for key, node in self.top_level.items()}

@@ -21,9 +21,9 @@ def make_source(causal: bool) -> SourceModule:
     return SourceModule(24000, 480, 9, 0.1, 0.003, 10, causal)
 
 
-def test_sines_run_at_the_pitch_and_its_harmonics_after_a_minute_too() -> None:
+def test_sines_run_at_the_pitch_and_its_harmonics_after_twenty_seconds_too() -> None:
     """Linear phase from frame centre to frame centre; the first and last half frame stand still."""
-    frames, f0 = 3000, 123.4
+    frames, f0 = 1000, 123.4
     sines, voiced = make_source(causal=False).sines(torch.full((1, frames), f0))
     assert bool(voiced.all())
     per_sample = (torch.tensor(f0) * torch.arange(1, 10) / 24000 % 1).double()  # cycles
@@ -78,9 +78,10 @@ def test_fixed_noise_continues_across_blocks_and_repeats() -> None:
 
 
 def test_seeds_start_elsewhere_in_the_gaussian_noise_only() -> None:
-    starts = {make_source(causal=False).first_noise_sample(seed) for seed in range(1000)}
+    source, causal_source = make_source(causal=False), make_source(causal=True)
+    starts = {source.first_noise_sample(seed) for seed in range(1000)}
     assert len(starts) == 1000 and all(0 <= start < BLOCK for start in starts)
-    assert {make_source(causal=True).first_noise_sample(seed) for seed in range(9)} == {0}
+    assert {causal_source.first_noise_sample(seed) for seed in range(1000)} == {0}
 
 
 def test_public_noise_has_the_published_values_and_leaves_the_global_generator_alone() -> None:
@@ -88,14 +89,18 @@ def test_public_noise_has_the_published_values_and_leaves_the_global_generator_a
     before = torch.get_rng_state()
     first = public_uniform_noise(0, 1, CPU)[0, :4]
     assert torch.equal(torch.get_rng_state(), before)
-    torch.testing.assert_close(first, torch.tensor(PUBLIC_FIRST), atol=0, rtol=0)
+    torch.testing.assert_close(
+        first,
+        torch.tensor([0.9228259921073914, 0.477447509765625, 0.8270518183708191, 0.2834571599960327]),
+        atol=0,
+        rtol=0,
+    )
 
 
-def test_public_draws_fill_one_harmonic_after_the_other() -> None:
-    torch.manual_seed(7)
-    noise = draw_public_noise(480)
-    assert noise.shape == (1, 480, 9)
-    torch.manual_seed(7)
-    torch.rand(1, 9)
-    assert torch.equal(noise, torch.randn_like(torch.empty(1, 9, 480).transpose(1, 2)))
-    assert noise.stride() == (9 * 480, 1, 480)
+def test_public_draws_have_the_recorded_values() -> None:
+    """One harmonic after the other; the numbers are the public code's for seed 555 and 33 frames."""
+    torch.manual_seed(555)
+    noise = draw_public_noise(15840)
+    assert noise.shape == (1, 15840, 9)
+    assert noise[0, :3, 0].tolist() == pytest.approx([-1.06282639503479, 0.6064104437828064, 0.09149428457021713])
+    assert float(noise[0, -1, 8]) == pytest.approx(0.5004246234893799)

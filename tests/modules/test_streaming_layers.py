@@ -48,7 +48,9 @@ def feed(layer: Callable, x: Tensor, chunks: list[int]) -> Tensor:
         (16, 1, 1, 8, 15, 0),
     ],
 )
-def test_convolution(kernel_size: int, stride: int, dilation: int, upsample: int, left: int, right: int, chunks) -> None:
+def test_convolution(
+    kernel_size: int, stride: int, dilation: int, upsample: int, left: int, right: int, chunks
+) -> None:
     torch.manual_seed(0)
     conv = StreamingConv1d(
         3, 4, kernel_size, left=left, right=right, stride=stride, dilation=dilation, upsample=upsample

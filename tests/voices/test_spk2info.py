@@ -173,11 +173,10 @@ def test_a_directory_without_saved_voices(tmp_path: Path) -> None:
     assert builtin_voices(tmp_path, MODEL) == {}
 
 
-def test_a_real_file() -> None:
-    neighbour = Path(__file__).parents[3] / "shared" / "published"
-    path = Path(os.environ.get("COSY_PUBLISHED_DIR", neighbour)) / "spk2info.async_cosyvoice.pt"
+def test_a_real_file(published_dir: Path) -> None:
+    path = published_dir / "spk2info.async_cosyvoice.pt"
     if not path.is_file():
-        pytest.skip("needs spk2info.async_cosyvoice.pt in COSY_PUBLISHED_DIR")
+        pytest.skip(f"no {path.name} in {published_dir}")
     voices = read_spk2info(path, MODEL)
     assert list(voices) == ["001", "longxiaoxia", "xiaohe"]
     assert [voice.name for voice in voices.values()] == ["系统默认", "龙小夏", "湾湾小何"]

@@ -1,0 +1,41 @@
+"""The rule of tests/conftest.py, on a test file of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+TESTS = """
+import pytest
+
+@pytest.mark.browser
+def test_required():
+    pytest.skip("no Chromium")
+
+@pytest.mark.vllm
+@pytest.mark.skipif(True, reason="no vLLM")
+def test_required_too():
+    pass
+
+@pytest.mark.tensorrt
+@pytest.mark.xfail(reason="known")
+def test_known_to_fail():
+    assert False
+
+def test_other():
+    pytest.skip("no reference files")
+"""
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("1", "2 failed, 1 skipped, 1 xfailed"), ("", "3 skipped, 1 xfailed")])
+def test_skipped_tests_of_the_markers_fail_when_all_are_required(tmp_path: Path, required: str, outcome: str) -> None:
+    (tmp_path / "test_some.py").write_text(TESTS)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--rootdir", tmp_path, "-c", os.devnull, tmp_path]
+    environment = os.environ | {"COSY_REQUIRE_ALL": required, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert outcome in result.stdout, result.stdout + result.stderr
