@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from math import prod
+from math import log, prod
 from types import MappingProxyType
 from typing import Any
 
@@ -150,8 +150,8 @@ class HiFTGenerator(nn.Module):
                 ResBlock(channels, source_resblock_kernel_sizes[i], source_resblock_dilation_sizes[i], causal)
             )
             self.resblocks.extend(
-                ResBlock(channels, size, dilations, causal)
-                for size, dilations in zip(resblock_kernel_sizes, resblock_dilation_sizes, strict=True)
+                ResBlock(channels, block_size, dilations, causal)
+                for block_size, dilations in zip(resblock_kernel_sizes, resblock_dilation_sizes, strict=True)
             )
         self.reflection_pad = ReflectStart(1)
         self.conv_post = _same_conv(channels, n_fft + 2, 7, causal)
@@ -243,9 +243,8 @@ class HiFTGenerator(nn.Module):
             x = reduce(torch.add, align(branches, substate(state, f"average.{i}"))) / len(branches)
         x = self.conv_post(F.leaky_relu(x), substate(state, "conv_post"), finalize=finalize)
         log_magnitude, phase = x.chunk(2, dim=1)
-        speech = self.istft(
-            log_magnitude.exp().clamp(max=100), torch.sin(phase), substate(state, "istft"), finalize=finalize
-        )
+        magnitude = log_magnitude.clamp(max=log(100)).exp()
+        speech = self.istft(magnitude, torch.sin(phase), substate(state, "istft"), finalize=finalize)
         return speech.clamp(-self.audio_limit, self.audio_limit)
 
 

@@ -42,7 +42,8 @@ class TextInbox:
 def unistream(lm: SpeechCodeLM, request: SpeechLMRequest, choose: Choose) -> Steps:
     """Speech codes for a known text; no id that ends the speech is chosen before the minimum length."""
     prompt = lm.prompt(request.prompt_text + request.text, request.prompt_speech)
-    return decode_to_end(lm, KVCache(), prompt, choose, [], request.length_limits(len(request.text)), stop_ids(lm))
+    limits = request.length_limits(len(request.text))
+    yield from decode_to_end(lm, KVCache(), prompt, choose, [], limits, stop_ids(lm))
 
 
 def bistream(

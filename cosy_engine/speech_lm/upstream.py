@@ -29,7 +29,8 @@ from cosy_engine.speech_lm.decoding import (
 def unistream(lm: SpeechCodeLM, request: SpeechLMRequest, choose: Choose) -> Steps:
     """Speech codes for a known text."""
     prompt = lm.prompt(request.prompt_text + request.text, request.prompt_speech)
-    return decode_to_end(lm, KVCache(), prompt, choose, [], request.length_limits(len(request.text)), withheld_ids(lm))
+    limits = request.length_limits(len(request.text))
+    yield from decode_to_end(lm, KVCache(), prompt, choose, [], limits, withheld_ids(lm))
 
 
 def bistream(
