@@ -263,7 +263,8 @@ async def _say(
     chunks = []
     async for chunk in synthesis:
         chunks.append(chunk.samples)
-        progress.update(task, total=chunk.pieces, completed=chunk.piece)
+        if chunk.pieces > 1:
+            progress.update(task, total=chunk.pieces, completed=chunk.piece)
     if not chunks:
         raise CosyError("The model made no sound for this text; try another seed.", param="seed")
     return np.concatenate(chunks), synthesis
@@ -273,10 +274,17 @@ async def _say(
 def _engine(progress: Progress, model_dir: str | None, **options: object) -> Iterator[Engine]:
     """A loaded engine. One request does not repay a warm-up, so there is none unless `options` ask for it."""
     task = progress.add_task("Loading the model", total=None)
+    from cosy_engine.checkpoint.download import resolve_model_dir
     from cosy_engine.config import Settings
     from cosy_engine.engine import Engine
 
-    engine = Engine.load(model_dir, Settings(**{"warm_up": False} | options))
+    settings = Settings(**{"warm_up": False} | options)
+    directory = model_dir or settings.model_dir
+    if directory and not Path(directory).expanduser().is_dir():
+        progress.stop()  # a download shows bars of its own
+        directory = str(resolve_model_dir(directory))
+        progress.start()
+    engine = Engine.load(directory, settings)
     progress.remove_task(task)
     try:
         yield engine

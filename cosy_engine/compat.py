@@ -23,16 +23,15 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from cosy_engine.audio.decode import load_audio
-from cosy_engine.audio.encode import wav_bytes
+from cosy_engine.audio.decode import Recording, load_audio
 from cosy_engine.config import Settings
 from cosy_engine.engine import AudioChunk, Engine, SynthesisRequest
-from cosy_engine.errors import EngineStoppedError, InvalidRequestError, VoiceNotFoundError
+from cosy_engine.errors import EngineStoppedError, InvalidAudioError, InvalidRequestError, VoiceNotFoundError
 from cosy_engine.frontend import Prompt
 from cosy_engine.voices import Voice
 from cosy_engine.voices.spk2info import read_spk2info, write_spk2info
 
-PROMPT_RATE = 16000  # of recordings that are given as tensors
+TENSOR_RATE = 16000  # of recordings that are given as tensors
 
 Result = dict[str, Tensor]
 Audio = str | Path | Tensor
@@ -157,7 +156,7 @@ class CosyVoice:
         self, source_wav: Audio, prompt_wav: Audio, stream: bool = False, speed: float = 1.0
     ) -> Iterator[Result]:
         """Say what is said in `source_wav` with the voice of `prompt_wav`."""
-        source = load_audio(_encoded(source_wav))
+        source = _recording(source_wav) if isinstance(source_wav, Tensor) else load_audio(source_wav)
         prompt = self._prompt(prompt_wav, "", "")
         yield from self._speak("", stream, speed, True, mode="vc", prompt=prompt, source=source)
 
@@ -181,7 +180,12 @@ class CosyVoice:
         return self._speakers[speaker].prompt
 
     def _make_prompt(self, prompt_wav: Audio, prompt_text: str) -> Prompt:
-        return self._start(self.engine.make_prompt(_encoded(prompt_wav), prompt_text)).result()
+        if isinstance(prompt_wav, Tensor):
+            return self.engine.frontend.make_prompt(_recording(prompt_wav), prompt_text)
+        try:
+            return self._start(self.engine.make_prompt(prompt_wav, prompt_text)).result()
+        except OSError as error:
+            raise InvalidAudioError(f"The recording cannot be opened: {error}.", param="prompt_wav") from None
 
     def _speak(
         self, tts_text: Text, stream: bool, speed: float, text_frontend: bool, **fields: Any
@@ -246,17 +250,15 @@ async def _arriving(parts: Iterator[str]) -> AsyncIterator[str]:
         yield part
 
 
-def _encoded(audio: Audio) -> str | Path | bytes:
-    """A path as it is; a tensor of 16 kHz samples, `[n]` or `[1, n]`, as a WAV file."""
-    if not isinstance(audio, Tensor):
-        return audio
+def _recording(audio: Tensor) -> Recording:
+    """16 kHz samples, `[n]` or `[1, n]`."""
     samples = audio.detach().to("cpu", torch.float32).squeeze()
     if samples.ndim != 1:
         raise InvalidRequestError(
-            f"A recording given as a tensor is one channel at {PROMPT_RATE} Hz, not of shape {tuple(audio.shape)}.",
+            f"A recording given as a tensor is one channel at {TENSOR_RATE} Hz, not of shape {tuple(audio.shape)}.",
             param="prompt_wav",
         )
-    return wav_bytes(samples.numpy(), PROMPT_RATE)
+    return Recording(samples.numpy(), TENSOR_RATE)
 
 
 def _read_speakers(path: Path, fingerprint: str) -> dict[str, Voice]:

@@ -119,8 +119,12 @@ class Frontend:
             )
         return self._speech_tokenizer(resample(sound.samples, sound.sample_rate, WHISPER_RATE))
 
-    def split(self, text: str) -> list[str]:
-        """Normalised pieces to speak one after the other; there is at least one.
+    def split(self, text: str, *, text_frontend: bool = True) -> list[str]:
+        """Pieces to speak one after the other; there is at least one.
+
+        Args:
+            text_frontend: normalise the text and collect its sentences into pieces; otherwise it is only cleaned, and
+                cut where it is too long for one piece.
 
         Raises:
             InvalidRequestError: the text is too long, or there is nothing in it that can be spoken.
@@ -130,7 +134,8 @@ class Frontend:
                 f"The text has {len(text):,} characters, at most {MAX_TEXT:,} are allowed: send it in parts.",
                 param="text",
             )
-        pieces = split_text(normalize(text), lambda piece: len(self._tokenizer.encode(piece)))
+        spoken = normalize(text) if text_frontend else clean(text).strip()
+        pieces = split_text(spoken, lambda piece: len(self._tokenizer.encode(piece)), whole=not text_frontend)
         if not pieces:
             raise InvalidRequestError(
                 "The text is empty or has only punctuation: give some words to speak.", param="text"

@@ -1,33 +1,21 @@
-"""Fixtures that several parts share, and the rule that CI skips nothing it was built to run."""
+"""What several parts of the tests share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.required_markers import pytest_runtest_makereport
 from tests.standin import write_standin
 
-MARKERS = ("browser", "vllm", "tensorrt", "embedded")
+__all__ = ["pytest_runtest_makereport"]
+
 _REPOSITORY = Path(__file__).parents[1]
 
 torch.set_num_threads(1)  # the stand-in's layers are too small to share
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Under COSY_REQUIRE_ALL=1, a skipped test of one of the markers fails."""
-    report = yield
-    markers = [name for name in MARKERS if item.get_closest_marker(name)]
-    if report.skipped and not hasattr(report, "wasxfail") and markers and os.environ.get("COSY_REQUIRE_ALL") == "1":
-        report.outcome = "failed"
-        report.longrepr = f"skipped, but COSY_REQUIRE_ALL=1 requires every test marked {markers[0]}: {call.excinfo}"
-    return report
 
 
 @pytest.fixture(scope="session")

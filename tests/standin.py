@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import nn
 
 from cosy_engine.checkpoint.build import TEXT_MODEL, build_modules
 from cosy_engine.checkpoint.read_yaml import read_config
@@ -242,11 +242,7 @@ def _write_weights(directory: Path, layout: Layout, seed: int) -> None:
     torch.save(lm.state_dict(), directory / "llm.pt")
     torch.save(flow.state_dict(), directory / "flow.pt")
     prefix = "generator." if layout == "cosyvoice2" else ""  # published files have come with and without
-    torch.save({prefix + name: _float32(value) for name, value in hift.state_dict().items()}, directory / "hift.pt")
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+    torch.save({prefix + name: value for name, value in hift.state_dict().items()}, directory / "hift.pt")
 
 
 def _tune_speech_lm(lm: nn.Module) -> None:
@@ -257,7 +253,7 @@ def _tune_speech_lm(lm: nn.Module) -> None:
     """
     for name, parameter in lm.named_parameters():
         if parameter.dim() == 2:
-            nn.init.normal_(parameter, std=0.15 if ".layers." in name else 1.0)
+            nn.init.normal_(parameter, std=0.12 if ".layers." in name else 1.0)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
     embeddings = [module.weight for module in lm.modules() if isinstance(module, nn.Embedding)]
@@ -268,7 +264,7 @@ def _tune_speech_lm(lm: nn.Module) -> None:
     scores[:, 0] = 0.0
     scores[SPEECH_CODES:] = 0.0
     scores[SPEECH_CODES:, 0] = -5.0
-    scores[lm.eos_token, 0] = 2.5
+    scores[lm.eos_token, 0] = 2.3
 
 
 def _tune_vocoder(hift: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The rule of tests/conftest.py, on a test file of its own."""
+"""The rule of tests/required_markers.py, on a test file of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+CONFIGURATION = """
+[pytest]
+markers =
+    browser
+    vllm
+    tensorrt
+"""
 TESTS = """
 import pytest
 
@@ -32,10 +39,13 @@ def test_other():
 """
 
 
-@pytest.mark.parametrize(("required", "outcome"), [("1", "2 failed, 1 skipped, 1 xfailed"), ("", "3 skipped, 1 xfailed")])
+@pytest.mark.parametrize(
+    ("required", "outcome"), [("1", "1 failed, 1 skipped, 1 xfailed, 1 error"), ("", "3 skipped, 1 xfailed")]
+)
 def test_skipped_tests_of_the_markers_fail_when_all_are_required(tmp_path: Path, required: str, outcome: str) -> None:
+    (tmp_path / "pytest.ini").write_text(CONFIGURATION)
     (tmp_path / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--rootdir", tmp_path, "-c", os.devnull, tmp_path]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.required_markers", tmp_path]
     environment = os.environ | {"COSY_REQUIRE_ALL": required, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert outcome in result.stdout, result.stdout + result.stderr

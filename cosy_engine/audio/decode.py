@@ -28,6 +28,8 @@ _TRIM_HOP_SECONDS = 0.01375  # windows twice as long: 440 and 220 samples at 16 
 _CONTAINERS = (
     "wav,w64,mp3,mov,mp4,m4a,3gp,3g2,mj2,flac,ogg,matroska,webm,aac,aiff,caf,amr,au,asf,avi,ac3,eac3,mpeg,mpegts,wv,tta"
 )
+_ESTIMATED = {"mp3", "aac", "ac3", "eac3", "amr", "mpeg", "mpegts"}  # their length is a guess from the bit rate
+_COMPLETE = 0.9  # of the length that the file declares
 _FULL_SCALE = {"u1": 2**7, "i2": 2**15, "i4": 2**31, "i8": 2**63}
 
 
@@ -67,7 +69,7 @@ def load_audio(source: str | Path | bytes | BinaryIO) -> Recording:
         frames, sample_rate = _decode(container)
     samples = np.concatenate(frames) if frames else np.zeros(0, np.float32)
     if not len(samples):
-        raise InvalidAudioError("The recording is damaged: no sound can be decoded from it.", param="prompt_audio")
+        raise InvalidAudioError("The recording is empty: it has a header and no sound.", param="prompt_audio")
     return Recording(samples, sample_rate)
 
 
@@ -156,9 +158,22 @@ def _decode(container: av.container.InputContainer) -> tuple[list[np.ndarray], i
                 f"The recording is {length}; at most {MAX_SECONDS:.0f} s are read, and a voice prompt needs 1 to 30 s.",
                 param="prompt_audio",
             )
-    if bad > 1 + len(pieces) // 10:
-        raise InvalidAudioError("The recording is damaged: large parts cannot be decoded.", param="prompt_audio")
+    declared = _declared_seconds(container, stream)
+    if bad > 1 + len(pieces) // 10 or total < _COMPLETE * declared * rate:
+        whole = f" of {declared:.2f} s" if declared else ""
+        raise InvalidAudioError(
+            f"The recording is damaged: only {total / max(rate, 1):.2f} s{whole} can be decoded.", param="prompt_audio"
+        )
     return pieces, rate
+
+
+def _declared_seconds(container: av.container.InputContainer, stream: av.AudioStream) -> float:
+    """Length that the file says its sound has; 0 if it does not say."""
+    if container.format.name in _ESTIMATED:
+        return 0.0
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
 
 
 def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame | None]:

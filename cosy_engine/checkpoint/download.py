@@ -61,7 +61,9 @@ def resolve_model_dir(path_or_id: str | Path, cache_dir: Path | None = None) -> 
         with _quiet_hub_logs():
             snapshot = _download(hub, model_id, endpoint, cache_dir, local_files_only=not reachable)
     except Exception as error:  # the hub clients raise their own, requests', httpx's and OS errors
-        reason = _first_line(error) if reachable else f"{endpoint} cannot be reached and there is no complete local copy"
+        reason = (
+            _first_line(error) if reachable else f"{endpoint} cannot be reached and there is no complete local copy"
+        )
         raise _no_download(hub, model_id, reason) from None
     return snapshot
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from cosy_engine.audio.features import MelSettings
 from cosy_engine.checkpoint.build import PARTS, TEXT_MODEL, build_modules, empty_parameters, with_early_defaults
 from cosy_engine.checkpoint.download import resolve_model_dir
+from cosy_engine.checkpoint.fingerprint import SPEAKER_ENCODER, SPEECH_TOKENIZERS, Name, find_config, fingerprint_of
 from cosy_engine.checkpoint.read_yaml import Call, read_config
 from cosy_engine.checkpoint.weights import Part, load_parts
 from cosy_engine.errors import InvalidRequestError, ModelDirectoryError
@@ -24,21 +24,9 @@ from cosy_engine.speech_lm.sampling import SamplingSettings
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Name = Literal["cosyvoice2", "cosyvoice3"]
 
-_CONFIGS: dict[str, Name] = {
-    "cosyvoice2.yaml": "cosyvoice2",
-    "cosyvoice3.yaml": "cosyvoice3",
-    "cosyvoice.yaml": "cosyvoice2",  # early releases of CosyVoice2
-}
-_SPEECH_TOKENIZERS: dict[Name, str] = {
-    "cosyvoice2": "speech_tokenizer_v2.onnx",
-    "cosyvoice3": "speech_tokenizer_v3.onnx",
-}
-_SPEAKER_ENCODER = "campplus.onnx"
 _TEXT_FILES = tuple(f"{TEXT_MODEL}/{name}" for name in ("config.json", "vocab.json", "merges.txt"))
 _LFS_POINTER = b"version https://git-lfs"
-_MIB = 2**20
 
 
 @dataclass
@@ -84,7 +72,7 @@ def load_model(
         ModelDirectoryError: it cannot be had, lacks files (all are named), or its weights do not fit.
     """
     directory = resolve_model_dir(model_dir).absolute()
-    config_path, name = _find_config(directory)
+    config_path, name = find_config(directory)
     config = with_early_defaults(read_config(config_path))
     weights = _find_files(directory, name)
     with empty_parameters():
@@ -101,8 +89,6 @@ def load_model(
     for module in (lm, flow, hift):
         module.eval().requires_grad_(False)
 
-    speech_tokenizer_path = directory / _SPEECH_TOKENIZERS[name]
-    speaker_encoder_path = directory / _SPEAKER_ENCODER
     return CosyVoiceModel(
         name=name,
         directory=directory,
@@ -114,31 +100,24 @@ def load_model(
         sampling=sampling,
         allowed_special=config.get("allowed_special", "all"),
         tokenizer_dir=directory / TEXT_MODEL,
-        speech_tokenizer_path=speech_tokenizer_path,
-        speaker_encoder_path=speaker_encoder_path,
-        fingerprint=_fingerprint(name, speech_tokenizer_path, speaker_encoder_path),
+        speech_tokenizer_path=directory / SPEECH_TOKENIZERS[name],
+        speaker_encoder_path=directory / SPEAKER_ENCODER,
+        fingerprint=fingerprint_of(directory),
         device=device,
         dtype=dtype,
-    )
-
-
-def _find_config(directory: Path) -> tuple[Path, Name]:
-    for file_name, name in _CONFIGS.items():
-        if (directory / file_name).is_file():
-            return directory / file_name, name
-    raise ModelDirectoryError(
-        f"{directory} is not a model directory: it has neither cosyvoice2.yaml nor cosyvoice3.yaml.", param="model_dir"
     )
 
 
 def _find_files(directory: Path, name: Name) -> dict[str, Path]:
     """The weight file of each part, after everything that the model needs has been found."""
     weights = {
-        part: next((path for suffix in ("pt", "safetensors") if (path := directory / f"{part}.{suffix}").exists()), None)
+        part: next(
+            (path for suffix in ("pt", "safetensors") if (path := directory / f"{part}.{suffix}").exists()), None
+        )
         for part in PARTS
     }
     missing = [f"{part}.pt (or {part}.safetensors)" for part, path in weights.items() if path is None]
-    others = [_SPEECH_TOKENIZERS[name], _SPEAKER_ENCODER, *_TEXT_FILES]
+    others = [SPEECH_TOKENIZERS[name], SPEAKER_ENCODER, *_TEXT_FILES]
     missing += [file for file in others if not (directory / file).is_file()]
     found = [path for path in (*weights.values(), *(directory / file for file in others)) if path and path.is_file()]
     missing += [f"{path.name} (only a Git LFS pointer: run `git lfs pull`)" for path in found if _is_pointer(path)]
@@ -157,7 +136,7 @@ def _is_pointer(path: Path) -> bool:
 
 
 def _settings(cls: type[T], call: Any, what: str) -> T:
-    """A settings object from the arguments of a call in the configuration; arguments that it has no use for are left."""
+    """A settings object from the arguments of a call in the configuration; those that it does not know are left."""
     if not isinstance(call, Call):
         raise ModelDirectoryError(f"The configuration has no {what}.")
     known = {field.name for field in fields(cls)}
@@ -165,16 +144,3 @@ def _settings(cls: type[T], call: Any, what: str) -> T:
         return cls(**{key: value for key, value in call.kwargs.items() if key in known})
     except (InvalidRequestError, TypeError) as error:
         raise ModelDirectoryError(f"The {what} of the configuration does not fit: {error}") from None
-
-
-def _fingerprint(name: Name, *paths: Path) -> str:
-    """Hash of the name and of each file's size, first and last MiB."""
-    digest = hashlib.sha256(name.encode())
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(size.to_bytes(8, "big"))
-        with path.open("rb") as file:
-            digest.update(file.read(_MIB))
-            file.seek(max(0, size - _MIB))
-            digest.update(file.read(_MIB))
-    return digest.hexdigest()

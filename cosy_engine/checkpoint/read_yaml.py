@@ -121,7 +121,9 @@ def read_config(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise ModelDirectoryError(f"{path.name} is larger than {MAX_BYTES // 1024} KiB; this is no model configuration.")
+            raise ModelDirectoryError(
+                f"{path.name} is larger than {MAX_BYTES // 1024} KiB; this is no model configuration."
+            )
         root = yaml.compose(raw.decode("utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ModelDirectoryError(f"{path.name} is not readable YAML: {' '.join(str(error).split())}") from None

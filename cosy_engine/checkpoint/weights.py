@@ -64,9 +64,7 @@ def load_state(path: Path) -> State:
 def find_problems(module: nn.Module, state: State) -> list[str]:
     """How the tensors differ from what the module needs, one sentence a kind; empty when they fit."""
     expected = module.state_dict(keep_vars=True)
-    missing = [
-        names[0] for names in _tied_names(expected) if not any(name in state for name in names)
-    ]
+    missing = [names[0] for names in _tied_names(expected) if not any(name in state for name in names)]
     unexpected = [key for key in state if key not in expected]
     misshapen = [
         f"{key} is {list(state[key].shape)} instead of {list(value.shape)}"

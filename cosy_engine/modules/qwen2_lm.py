@@ -50,7 +50,9 @@ class Qwen2Encoder(nn.Module):
         super().__init__()
         config = pretrain_path if isinstance(pretrain_path, Qwen2Config) else _read_qwen2_config(pretrain_path)
         self.model = Qwen2ForCausalLM(config)
-        del self.model.model.rotary_emb  # the cache has its tables; without this buffer a module made on "meta" loads whole
+        del (
+            self.model.model.rotary_emb
+        )  # the cache has its tables; without this buffer a module made on "meta" loads whole
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.key_heads = config.num_key_value_heads
         self.queries_per_key = config.num_attention_heads // config.num_key_value_heads
@@ -98,7 +100,7 @@ class Qwen2Encoder(nn.Module):
         shape = (like.shape[0], self.key_heads, capacity, self.head_size)
         for side in ("keys", "values"):
             grown = [like.new_empty(shape) for _ in self.model.model.layers]
-            for new, old in zip(grown, getattr(cache, side)):
+            for new, old in zip(grown, getattr(cache, side), strict=False):  # none at first
                 new[:, :, : cache.length] = old[:, :, : cache.length]
             setattr(cache, side, grown)
         exponents = torch.arange(0, self.head_size, 2, device=like.device) / self.head_size

@@ -83,9 +83,7 @@ class TorchSpeechLM:
         """Speech codes for `request.text`, as they are generated."""
         return self._listen(self._decoding.unistream(self._lm, request, self._sampler(request)), TextInbox())
 
-    async def generate_bistream(
-        self, request: SpeechLMRequest, text: AsyncIterator[int]
-    ) -> AsyncGenerator[int, None]:
+    async def generate_bistream(self, request: SpeechLMRequest, text: AsyncIterator[int]) -> AsyncGenerator[int, None]:
         """Speech codes for `request.text` and what arrives from `text`; an exception of `text` is raised here."""
         inbox, failures = TextInbox(), []
         steps = self._decoding.bistream(self._lm, request, inbox, self._sampler(request), self._end_of_prompt)

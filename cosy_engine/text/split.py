@@ -89,15 +89,15 @@ def cut(text: str, length: Callable[[str], int], limit: int, cuts: tuple[re.Patt
     return pieces
 
 
-def split_text(text: str, count_tokens: Callable[[str], int]) -> list[str]:
-    """Pieces of normalised text that can be spoken, none longer than `LONGEST_PIECE`; none if nothing can be spoken.
+def split_text(text: str, count_tokens: Callable[[str], int], *, whole: bool = False) -> list[str]:
+    """Pieces of text that can be spoken, none longer than `LONGEST_PIECE`; none if nothing can be spoken.
 
-    Text that holds `<|...|>` stays whole as long as it is short enough.
+    With `whole`, and when it holds `<|...|>`, the text is one piece as long as it is short enough.
     """
     if not is_speakable(text):
         return []
     language = language_of(text)
-    if "<|" in text and "|>" in text:
+    if whole or ("<|" in text and "|>" in text):
         pieces = [text]
     else:
         pieces = split_paragraph(text.lstrip(_STOPS[language] + " "), count_tokens, language)

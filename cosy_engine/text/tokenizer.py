@@ -27,21 +27,23 @@ class TextTokenizer:
                 f"The tokenizer is missing: {directory} holds neither vocab.json nor tokenizer.json."
             )
         try:
-            self._tokenizer = Qwen2TokenizerFast.from_pretrained(str(directory), local_files_only=True)
+            tokenizer = Qwen2TokenizerFast.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:  # the reader of tokenizer files raises plain Exceptions among others
             raise ModelDirectoryError(f"The tokenizer files in {directory} cannot be read: {error}.") from error
-        self._tokenizer.add_special_tokens(
+        tokenizer.add_special_tokens(
             {
                 "eos_token": END_OF_TEXT,
                 "pad_token": END_OF_TEXT,
                 "additional_special_tokens": list(special_tokens(version)),
             }
         )
-        self.end_of_prompt: int = self._tokenizer.convert_tokens_to_ids(END_OF_PROMPT)
+        self.end_of_prompt: int = tokenizer.convert_tokens_to_ids(END_OF_PROMPT)
+        self._size = len(tokenizer)
+        self._encode = tokenizer.backend_tokenizer.encode  # without the wrapper's settings: safe in several threads
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
+        return self._size
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; markers in it become their own ids."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._encode(text, add_special_tokens=False).ids

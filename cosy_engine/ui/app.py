@@ -50,7 +50,7 @@ def build(engine: Engine) -> gr.Blocks:
                     autoplay=True,
                     interactive=False,
                     buttons=[],
-                    visible=False,
+                    visible=can_stream,
                     elem_id="live",
                 )
                 result = gr.Audio(
@@ -114,7 +114,7 @@ def _generator(engine: Engine, tabs: list[Tab], can_stream: bool):
         web: gr.Request, active: str, text: str, speed: float, seed: str, stream: bool, *inputs: object
     ) -> AsyncIterator[tuple[object, object, object]]:
         try:
-            yield gr.Audio(None, visible=can_stream), None, message(say(web, "working"))
+            yield gr.skip(), None, message(say(web, "working"))
             fields = await _fields_of(tabs, active, web, inputs)
             request = SynthesisRequest(text=text, speed=speed, seed=_seed(web, seed), stream=stream, **fields)
             async with aclosing(speak(engine, request, web)) as steps:

@@ -42,7 +42,11 @@ def test_an_existing_directory_is_taken_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "model_id"),
-    [("HF_ENDPOINT", "hf:iic/Tiny"), ("MODELSCOPE_ENDPOINT", "iic/Tiny"), ("MODELSCOPE_ENDPOINT", "modelscope:iic/Tiny")],
+    [
+        ("HF_ENDPOINT", "hf:iic/Tiny"),
+        ("MODELSCOPE_ENDPOINT", "iic/Tiny"),
+        ("MODELSCOPE_ENDPOINT", "modelscope:iic/Tiny"),
+    ],
 )
 def test_an_id_is_downloaded_and_loads(
     hub: HubServer, variable: str, model_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -74,7 +78,16 @@ def test_offline_the_error_names_the_ways_out_and_nothing_else_is_printed(
     with caplog.at_level(logging.WARNING), pytest.raises(ModelDirectoryError) as caught:
         resolve_model_dir(model_id, cache_dir=tmp_path)
     message = caught.value.message
-    for way in (model_id, NOWHERE, "HF_ENDPOINT", "MODELSCOPE_ENDPOINT", "hf:", "modelscope:", "cosyvoice2.yaml", "llm.pt"):
+    for way in (
+        model_id,
+        NOWHERE,
+        "HF_ENDPOINT",
+        "MODELSCOPE_ENDPOINT",
+        "hf:",
+        "modelscope:",
+        "cosyvoice2.yaml",
+        "llm.pt",
+    ):
         assert way in message
     assert caught.value.__suppress_context__
     assert not caplog.records
@@ -82,9 +95,7 @@ def test_offline_the_error_names_the_ways_out_and_nothing_else_is_printed(
 
 
 @pytest.mark.parametrize("model_id", ["hf:iic/Unknown", "modelscope:iic/Unknown"])
-def test_an_unknown_id_says_so(
-    hub: HubServer, model_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_id_says_so(hub: HubServer, model_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
     with pytest.raises(ModelDirectoryError, match="404") as caught:
@@ -92,7 +103,9 @@ def test_an_unknown_id_says_so(
     assert "iic/CosyVoice2-0.5B" in caught.value.message
 
 
-@pytest.mark.parametrize("typo", ["CosyVoice2-0.5B", "/models/CosyVoice2-0.5B", "./pretrained/x/CosyVoice2", "hf:../x", ""])
+@pytest.mark.parametrize(
+    "typo", ["CosyVoice2-0.5B", "/models/CosyVoice2-0.5B", "./pretrained/x/CosyVoice2", "hf:../x", ""]
+)
 def test_what_is_neither_a_directory_nor_an_id_lists_what_works(
     typo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +116,9 @@ def test_what_is_neither_a_directory_nor_an_id_lists_what_works(
     assert caught.value.param == "model_dir"
 
 
-def test_a_misspelt_name_in_an_existing_folder_is_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_name_in_an_existing_folder_is_not_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     with pytest.raises(ModelDirectoryError, match="models/CosyVoice9 does not exist"):

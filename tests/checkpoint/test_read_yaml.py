@@ -48,7 +48,14 @@ def test_plain_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("expression", "value"),
-    [("<a> * <b>", 50), ("<a> + <b> - 1", 26), ("<a> / <b>", 12.5), ("<a> // <b>", 12), ("<a> % <b>", 1), ("-(<a>)", -25)],
+    [
+        ("<a> * <b>", 50),
+        ("<a> + <b> - 1", 26),
+        ("<a> / <b>", 12.5),
+        ("<a> // <b>", 12),
+        ("<a> % <b>", 1),
+        ("-(<a>)", -25),
+    ],
 )
 def test_arithmetic(tmp_path: Path, expression: str, value: float) -> None:
     assert read(tmp_path, f"a: 25\nb: 2\nc: !ref {expression}\n")["c"] == value
@@ -156,7 +163,9 @@ def test_bombs_are_refused(tmp_path: Path, text: str) -> None:
         read(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n", "a: [1\n", "a: 1\na: 2\n", "a: 1\n---\nb: 2\n", "a: \x00\n", "a: !!int x\n"])
+@pytest.mark.parametrize(
+    "text", ["", "- 1\n", "a: [1\n", "a: 1\na: 2\n", "a: 1\n---\nb: 2\n", "a: \x00\n", "a: !!int x\n"]
+)
 def test_what_is_no_configuration_is_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(ModelDirectoryError, match="cosyvoice2.yaml"):
         read(tmp_path, text)

@@ -151,6 +151,7 @@ def pickled(content: object, path: Path, how: str) -> None:
         path.write_bytes(pickle.dumps(content, protocol=int(how)))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["torch", "torch legacy", "0", "2", "4"])
 def test_a_file_that_needs_code_is_refused_and_nothing_runs(tmp_path: Path, how: str) -> None:
     mark, path = tmp_path / "ran", tmp_path / "llm.pt"
@@ -168,6 +169,7 @@ def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
         load_state(tmp_path / "flow.pt")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of TorchScript
 def test_a_program_is_refused(tmp_path: Path) -> None:
     torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "flow.pt"))
     with pytest.raises(UnsafeModelError, match="TorchScript"):

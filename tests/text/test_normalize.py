@@ -73,7 +73,9 @@ def test_text_with_an_end_of_prompt_is_not_normalised() -> None:
     assert normalize(" 用四川话说<|endofprompt|>我有 5 个. ") == "用四川话说<|endofprompt|>我有 5 个."
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\n\t", "，。！", "? ! ...", "😀", "\x00\u200b", "<|endofprompt|>", "——（）"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", "\n\t", "，。！", "? ! ...", "😀", "\x00\u200b", "<|endofprompt|>", "——（）"]
+)
 def test_nothing_to_speak(text: str) -> None:
     assert normalize(text) == ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_any_text_encodes_within_the_vocabulary(small: TextTokenizer) -> None:
     ids = small.encode("naïve 你好 안녕 😀 \x00 [h][ǎo]<|endofprompt|>done")
     assert ids and max(ids) < len(small)
     assert small.end_of_prompt in ids
+
+
+def test_the_same_ids_from_many_threads(small: TextTokenizer) -> None:
+    texts = [f"第{n}句 sentence {n}[breath]" * (n + 1) for n in range(50)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(small.encode, texts)) == [small.encode(text) for text in texts]
 
 
 def test_phonemes_belong_to_cosyvoice3_only(standin_v2: Path, small: TextTokenizer) -> None:
