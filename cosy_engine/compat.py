@@ -192,7 +192,9 @@ class CosyVoice:
     ) -> Iterator[Result]:
         text = tts_text if isinstance(tts_text, str) else _arriving(iter(tts_text))
         seed = int(torch.randint(2**31, ()))
-        request = SynthesisRequest(text=text, stream=stream, speed=speed, seed=seed, split_text=text_frontend, **fields)
+        request = SynthesisRequest(
+            text=text, stream=stream, speed=speed, seed=seed, text_frontend=text_frontend, **fields
+        )
         steps: queue.SimpleQueue[AudioChunk | Exception | None] = queue.SimpleQueue()
         work = self._start(_hand_over(self.engine, request, steps))
         try:

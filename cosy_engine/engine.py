@@ -61,6 +61,7 @@ class SynthesisRequest:
         stream: sound as soon as it is made; otherwise one chunk a piece of text.
         speed: 0.5 to 2.
         seed: of every random draw; chosen and told when None.
+        text_frontend: normalise the text (numbers to words and so on) and split it into sentences.
     """
 
     text: str | AsyncIterator[str] = ""
@@ -72,7 +73,7 @@ class SynthesisRequest:
     stream: bool = True
     speed: float = 1.0
     seed: int | None = None
-    split_text: bool = True
+    text_frontend: bool = True
 
 
 @dataclass(frozen=True)
@@ -347,9 +348,7 @@ class Engine:
             return [""]
         if not isinstance(request.text, str):
             return [request.text]
-        if not request.split_text:
-            return [request.text]
-        return await asyncio.to_thread(self.frontend.split, request.text)
+        return await asyncio.to_thread(self.frontend.split, request.text, text_frontend=request.text_frontend)
 
     async def _prompt_of(self, request: SynthesisRequest) -> Prompt:
         if request.prompt is not None:
@@ -375,6 +374,7 @@ class Engine:
     def _warm_up(self) -> None:
         """Run the whole pipeline once on made-up tokens, so that the first listener does not pay for it."""
         started = time.perf_counter()
+        self.frontend.split("Warm up, #1.")
         prompt = Prompt(
             text="",
             text_token=torch.zeros(0, dtype=torch.int32),

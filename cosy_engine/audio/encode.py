@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import secrets
 import wave
 from pathlib import Path
 
 import numpy as np
+
+from cosy_engine.files import write_atomically
 
 
 def pcm16(samples: np.ndarray) -> bytes:
@@ -33,13 +33,4 @@ def write_wav(path: str | Path, samples: np.ndarray, rate: int) -> None:
     Raises:
         OSError: the folder does not exist or cannot be written to.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(wav_bytes(samples, rate))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(Path(path), wav_bytes(samples, rate))

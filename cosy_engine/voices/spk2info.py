@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cosy_engine.errors import InvalidRequestError, ModelDirectoryError, UnsafeModelError
-from cosy_engine.voices.files import write_atomically
+from cosy_engine.files import write_atomically
 from cosy_engine.voices.names import MAX_NAME_LENGTH, clean_name, first_free, is_id, slug
 from cosy_engine.voices.voice import EMBEDDING_SIZE, MEL_BINS, Voice, checked_prompt
 

@@ -25,7 +25,7 @@ from cosy_engine.errors import (
     VoiceMismatchError,
     VoiceNotFoundError,
 )
-from cosy_engine.voices.files import locked, publish, stage, write_atomically
+from cosy_engine.files import locked, publish, stage, write_atomically
 from cosy_engine.voices.names import clean_name, first_free, is_id, slug
 from cosy_engine.voices.voice import (
     MAX_FILE_BYTES,

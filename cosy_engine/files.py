@@ -13,10 +13,14 @@ from pathlib import Path
 def stage(path: Path, data: bytes) -> Path:
     """Write `data` under a hidden temporary name beside `path`, down to the disk; `publish` makes it `path`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with open(temporary, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 
