@@ -322,14 +322,16 @@ def _local_directory(named: str | None) -> Path | None:
 
 
 def _progress() -> Progress:
-    """Bars on stderr, gone when done."""
+    """Bars on stderr if that is a terminal, gone when done."""
+    console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

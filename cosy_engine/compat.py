@@ -26,7 +26,7 @@ from torch import Tensor
 from cosy_engine.audio.decode import Recording, load_audio
 from cosy_engine.config import Settings
 from cosy_engine.engine import AudioChunk, Engine, SynthesisRequest
-from cosy_engine.errors import EngineStoppedError, InvalidAudioError, InvalidRequestError, VoiceNotFoundError
+from cosy_engine.errors import EngineStoppedError, InvalidRequestError, VoiceNotFoundError
 from cosy_engine.frontend import Prompt
 from cosy_engine.voices import Voice
 from cosy_engine.voices.spk2info import read_spk2info, write_spk2info
@@ -182,10 +182,7 @@ class CosyVoice:
     def _make_prompt(self, prompt_wav: Audio, prompt_text: str) -> Prompt:
         if isinstance(prompt_wav, Tensor):
             return self.engine.frontend.make_prompt(_recording(prompt_wav), prompt_text)
-        try:
-            return self._start(self.engine.make_prompt(prompt_wav, prompt_text)).result()
-        except OSError as error:
-            raise InvalidAudioError(f"The recording cannot be opened: {error}.", param="prompt_wav") from None
+        return self._start(self.engine.make_prompt(prompt_wav, prompt_text)).result()
 
     def _speak(
         self, tts_text: Text, stream: bool, speed: float, text_frontend: bool, **fields: Any

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cosy_engine.errors import BackendUnavailableError
+
+if TYPE_CHECKING:  # listing voices must not cost the import of torch
+    import torch
 
 
 class HopSettings(BaseSettings):
@@ -48,6 +50,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         BackendUnavailableError: the device was asked for by name and is not there.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

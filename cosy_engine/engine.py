@@ -24,7 +24,7 @@ import torch
 
 from cosy_engine import metrics
 from cosy_engine.admission import AdmissionQueue, PositionCallback
-from cosy_engine.audio.decode import Recording
+from cosy_engine.audio.decode import Recording, read_recording
 from cosy_engine.checkpoint.default import default_model_dir
 from cosy_engine.checkpoint.load import CosyVoiceModel, load_model
 from cosy_engine.config import Settings, choose_device
@@ -182,7 +182,7 @@ class Engine:
         Raises:
             InvalidAudioError: the recording cannot be used.
         """
-        data = source if isinstance(source, bytes) else await asyncio.to_thread(_read_limited, Path(source))
+        data = await asyncio.to_thread(read_recording, source)
         key = hashlib.sha256(data).hexdigest() + text
         prompt = self._prompts.get(key)
         if prompt is None:
@@ -427,11 +427,3 @@ def _check_request(request: SynthesisRequest) -> None:
         raise InvalidRequestError("Say how it shall be spoken, for example: speak slowly.", param="instruct")
     if request.mode == "vc" and request.source is None:
         raise InvalidRequestError("Give the recording whose voice shall be converted.", param="source")
-
-
-def _read_limited(path: Path) -> bytes:
-    """The file's bytes; the decoder refuses what is too large, so no more than that is read."""
-    from cosy_engine.audio.decode import MAX_BYTES
-
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)

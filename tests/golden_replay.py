@@ -68,7 +68,9 @@ def main() -> int:
         }
         if result.problems:
             line["problems"] = result.problems[:5]
-        print(json.dumps(line) if arguments.json else f"{'ok  ' if result.ok else 'FAIL'} {path.stem} {result.problems}")
+        print(
+            json.dumps(line) if arguments.json else f"{'ok  ' if result.ok else 'FAIL'} {path.stem} {result.problems}"
+        )
     totals = {"cases": len(paths), "passed": len(paths) - failed, "failed": failed}
     print(json.dumps(totals) if arguments.json else totals, flush=True)
     return 1 if failed else 0

@@ -54,7 +54,7 @@ def load_audio(source: str | Path | bytes | BinaryIO) -> Recording:
     Raises:
         InvalidAudioError: no such file, not a recording, damaged, too large or too long.
     """
-    data = _read(source)
+    data = read_recording(source)
     if not data:
         raise InvalidAudioError("The recording is empty: the file has no content.", param="prompt_audio")
     try:
@@ -115,7 +115,12 @@ def trim_silence(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     return samples[loud[0] * hop : (loud[-1] + 1) * hop]
 
 
-def _read(source: str | Path | bytes | BinaryIO) -> bytes:
+def read_recording(source: str | Path | bytes | BinaryIO) -> bytes:
+    """The file's content, undecoded.
+
+    Raises:
+        InvalidAudioError: it cannot be opened, or is larger than `MAX_BYTES`.
+    """
     try:
         if isinstance(source, str | Path):
             with open(source, "rb") as file:

@@ -48,12 +48,12 @@ def is_standin(directory: Path) -> bool:
 
 
 def _cached_standin() -> Path:
-    from tests.standin import write_standin
-
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cosy_engine"
     version = hashlib.sha256(_STANDIN_SCRIPT.read_bytes()).hexdigest()[:12]
     directory = cache / f"{_STANDIN_PREFIX}{version}"
     if not directory.is_dir():
+        from tests.standin import write_standin
+
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             written = write_standin(Path(folder) / "model", "cosyvoice2")

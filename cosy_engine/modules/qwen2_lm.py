@@ -124,7 +124,7 @@ def _read_qwen2_config(source: str | Path | Mapping[str, Any]) -> Qwen2Config:
 
 class _SpeechCodeLM(nn.Module):
     """What both generations share. Ids below `speech_token_size` are speech codes; all others end the speech, but for
-    `fill_token`, which ends a block of it in text streaming."""
+    `fill_token`, which follows a block of it in text streaming."""
 
     llm: Qwen2Encoder
     speech_embedding: nn.Embedding

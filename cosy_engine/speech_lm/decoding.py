@@ -51,9 +51,9 @@ def bistream(
 ) -> Steps:
     """Speech codes for a text that arrives while it is spoken.
 
-    The sequence is a chain of blocks of text tokens and speech codes (5 and 15), the first ones from the prompt. Each
-    generated block ends with the fill id, which is fed back before the next block's text. When the text ends, its
-    rest, the task id and what remains of the prompt's speech follow, and from there on it is `unistream`.
+    The sequence is a chain of blocks of text tokens and speech codes (5 and 15), the first ones from the prompt, as in
+    training: there the fill id is what follows a block, but it is never an input. When the text ends, its rest, the
+    task id and what remains of the prompt's speech follow, and from there on it is `unistream`.
 
     Args:
         end_of_prompt: in CosyVoice3, the token that ends the instruction with which the prompt text starts; the
@@ -85,8 +85,6 @@ def bistream(
             decoded.append(code)
             yield code
             feed = lm.embed_speech([code])
-        if len(given) < codes_a_block:
-            feed = torch.cat([feed, lm.embed_speech([lm.fill_token])], dim=1)
     feed = torch.cat([feed, lm.embed_text(waiting), lm.task_id, lm.embed_speech(prompt_speech)], dim=1)
     yield from decode_to_end(lm, cache, feed, choose, decoded, request.length_limits(text_tokens), stop_ids(lm))
 

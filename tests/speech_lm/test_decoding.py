@@ -80,7 +80,7 @@ def test_arriving_text_is_laid_out_in_blocks(version: int, prompt: int, given: i
         words, speech = words[5:], speech[15:]
     while len(words) >= 5:
         own = 15 - len(speech)
-        layout += [lm.embed_text(words[:5]), lm.embed_speech([*speech, *spoken[:own], lm.fill_token])]
+        layout += [lm.embed_text(words[:5]), lm.embed_speech([*speech, *spoken[:own]])]
         words, speech, spoken = words[5:], [], spoken[own:]
     layout += [lm.embed_text(words), lm.task_id, lm.embed_speech(spoken[:-1])]
     torch.testing.assert_close(torch.cat(fed, dim=1), torch.cat(layout, dim=1))
