@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.references import golden_folder, published_folder
 from tests.required_markers import pytest_runtest_makereport
 from tests.standin import write_standin
 
 __all__ = ["pytest_runtest_makereport"]
-
-_REPOSITORY = Path(__file__).parents[1]
 
 torch.set_num_threads(1)  # the stand-in's layers are too small to share
 
@@ -33,17 +31,16 @@ def standin_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """The folder of recorded reference values."""
-    return _reference_folder("COSY_GOLDEN_DIR", "golden")
+    return _present(golden_folder(), "COSY_GOLDEN_DIR")
 
 
 @pytest.fixture(scope="session")
 def published_dir() -> Path:
     """The folder with the configurations and the tokenizer of the published models."""
-    return _reference_folder("COSY_PUBLISHED_DIR", "published")
+    return _present(published_folder(), "COSY_PUBLISHED_DIR")
 
 
-def _reference_folder(variable: str, name: str) -> Path:
-    folder = Path(os.environ.get(variable) or _REPOSITORY.parent / "shared" / name)
+def _present(folder: Path, variable: str) -> Path:
     if not folder.is_dir():
-        pytest.skip(f"no {name} reference files here; set {variable} to their folder")
+        pytest.skip(f"these reference files are not here; set {variable} to their folder")
     return folder

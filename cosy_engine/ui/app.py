@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -16,8 +17,12 @@ from cosy_engine.ui import cross_lingual, instruct, saved_speakers, zero_shot
 from cosy_engine.ui.common import PRIVATE, Tab, explain, message, speak
 from cosy_engine.ui.texts import I18N, label, say
 
+logger = logging.getLogger(__name__)
+
 MAX_UPLOAD = "30mb"
 CACHE_SECONDS = (600, 3600)  # look every ten minutes for uploads and results older than an hour
+
+_Outputs = tuple[object, object, object]  # live player, whole recording, message
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -97,7 +102,8 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> None
     page.launch(
         server_name=host,
         server_port=port,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
+        quiet=True,
         i18n=I18N,
         theme=_theme(),
         css_paths=Path(__file__).with_name("style.css"),
@@ -107,12 +113,17 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> None
         ssr_mode=False,
         share=False,
     )
+    logger.info("The page is at %s", page.local_url)
+    if block:
+        page.block_thread()
 
 
-def _generator(engine: Engine, tabs: list[Tab], can_stream: bool):
+def _generator(engine: Engine, tabs: list[Tab], can_stream: bool) -> Callable[..., AsyncIterator[_Outputs]]:
+    """What the Generate button does; nothing that goes wrong in it leaves it as an exception."""
+
     async def generate(
         web: gr.Request, active: str, text: str, speed: float, seed: str, stream: bool, *inputs: object
-    ) -> AsyncIterator[tuple[object, object, object]]:
+    ) -> AsyncIterator[_Outputs]:
         try:
             yield gr.skip(), None, message(say(web, "working"))
             fields = await _fields_of(tabs, active, web, inputs)

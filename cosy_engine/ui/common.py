@@ -19,7 +19,7 @@ from cosy_engine.errors import CosyError, InvalidAudioError
 from cosy_engine.frontend import Prompt
 from cosy_engine.ui.texts import label, say
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # for every event of the page
@@ -75,7 +75,7 @@ def explain(error: Exception, web: gr.Request) -> str:
     """An exception as one sentence on the page; what the caller cannot mend goes to the log."""
     if isinstance(error, CosyError):
         return message(error.message, error=True)
-    log.error("unexpected error in a page request", exc_info=error)
+    logger.error("unexpected error in a page request", exc_info=error)
     return message(say(web, "failure"), error=True)
 
 

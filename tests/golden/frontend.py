@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from cosy_engine.text import normalize as text_steps
 from cosy_engine.text.split import split_paragraph
 from cosy_engine.text.tokenizer import TextTokenizer
 from tests.golden.registry import Case, CheckResult, check
+from tests.references import published_folder
 
 
 @check("mel")
@@ -79,7 +79,7 @@ def check_text(case: Case, result: CheckResult) -> None:
 
 @check("tokenizer")
 def check_tokenizer(case: Case, result: CheckResult) -> None:
-    directory = published_dir(case.folder) / Path(case.meta["call"]["tokenizer_files"]).name
+    directory = published_folder(case.folder) / Path(case.meta["call"]["tokenizer_files"]).name
     for version, recorded in case.meta["items"].items():
         tokenizer = TextTokenizer(directory, version)
         result.equal(f"{version} size", len(tokenizer), recorded["size"])
@@ -87,11 +87,6 @@ def check_tokenizer(case: Case, result: CheckResult) -> None:
             result.equal(f"{version} {token}", tokenizer.encode(token), [number])
         for item in recorded["items"]:
             result.equal(f"{version} {item['text'][:20]!r}", tokenizer.encode(item["text"]), item["ids"])
-
-
-def published_dir(golden_folder: Path) -> Path:
-    """Where the published tokenizer files lie: COSY_PUBLISHED_DIR, or `published` beside the golden folder."""
-    return Path(os.environ.get("COSY_PUBLISHED_DIR") or golden_folder.resolve().parent / "published")
 
 
 def _outcome(step: Callable[[str], Any], text: str) -> Any:
