@@ -22,6 +22,8 @@ STRESS = "ˈˌ"
 CLASSES = len(SPOKEN) + 1  # 0 is silence
 IGNORE = 255
 LABEL_SAMPLES = 600  # samples of a phoneme label
+LABEL_LAG = 1000  # samples by which the synthesiser's durations run behind the sound
+SILENCE = 0.0012  # root mean square under which a frame is silent, whatever its label
 STYLES = ("plain", "slow", "fast", "low", "high", "real")
 MIN_SECONDS, MAX_SECONDS = 0.8, 16.0
 
@@ -62,7 +64,7 @@ class Speech:
         self.text: list[str] = []
         self.phonemes: list[str] = []
         base = 0
-        for corpus, style in zip(corpora, styles):
+        for corpus, style in zip(corpora, styles, strict=True):
             names = [row["speaker"] for row in corpus.speakers]
             numbers = np.array([self.speakers.index(name) for name in names])
             index = np.asarray(corpus.index)
@@ -103,6 +105,8 @@ class Speech:
                 base += room
         self.samples = torch.cat(audio)
         self.labels = torch.cat(labels).to(device)
+        frames = self.samples.view(-1, LABEL_SAMPLES)
+        self.quiet = torch.cat([part.float().square().mean(1) < (SILENCE * 32768) ** 2 for part in frames.split(10**5)])
         table = torch.tensor(columns, device=device)
         self.start, self.length, self.speaker, self.language, self.style = table.unbind(1)
         frames = self.length // HOP
@@ -117,36 +121,39 @@ class Speech:
 
     def waveform(self, rows: Tensor, offset: Tensor | int, samples: int) -> Tensor:
         """Float32 [rows, samples] from `offset` samples into each utterance; zeros outside of it."""
-        position = torch.arange(samples, device=self.device) + torch.as_tensor(offset, device=self.device).reshape(-1, 1)
+        offset = torch.as_tensor(offset, device=self.device)
+        position = offset.reshape(-1, 1) + torch.arange(samples, device=self.device)
         inside = (position >= 0) & (position < self.length[rows, None])
         place = (self.start[rows, None] + position).clamp(0, len(self.samples) - 1)
         return torch.where(inside, self.samples[place].float() / 32768, 0)
 
     def frame_labels(self, rows: Tensor, position: Tensor) -> Tensor:
         """Phoneme classes int64 [rows, n] at sample positions [rows, n]; IGNORE outside of the utterance."""
-        inside = (position >= 0) & (position < self.length[rows, None])
-        place = ((self.start[rows, None] + position) // LABEL_SAMPLES).clamp(0, len(self.labels) - 1)
-        return torch.where(inside, self.labels[place].long(), IGNORE)
+        length = self.length[rows, None]
+        place = self.start[rows, None] + (position + LABEL_LAG).clamp(min=0).minimum(length - 1)
+        labels = self.labels[place.clamp(0, len(self.samples) - 1) // LABEL_SAMPLES].long()
+        quiet = self.quiet[(self.start[rows, None] + position).clamp(0, len(self.samples) - 1) // LABEL_SAMPLES]
+        labels = labels.masked_fill(quiet & (labels != IGNORE), 0)
+        return labels.masked_fill((position < 0) | (position >= length), IGNORE)
 
     def batches(self, samples: int = 40_000_000) -> Iterator[Tensor]:
-        """All rows, by length, in batches of about as many samples, padding included."""
-        order = self.length.argsort()
-        lengths = self.length[order].tolist()
-        first = 0
-        while first < len(lengths):
-            last = min(len(lengths), first + max(1, samples // lengths[min(len(lengths) - 1, first + 255)]))
-            while last - first > 1 and lengths[last - 1] * (last - first) > 1.3 * samples:
-                last -= 1
-            yield order[first:last]
-            first = last
+        """All rows in batches whose utterances last the same number of begun seconds, so that few shapes occur.
+
+        Args:
+            samples: of a batch, padding included.
+        """
+        seconds = -(-self.length // SAMPLE_RATE)
+        for duration in seconds.unique().tolist():
+            rows = torch.nonzero(seconds == duration)[:, 0]
+            yield from rows.split(max(1, samples // (duration * SAMPLE_RATE)))
 
     def add_pitch(self) -> None:
-        """Compute `pitch`, float32 Hz at 50 a second for all utterances, and `mean_log_pitch` [speakers] (plain style)."""
+        """Compute `pitch`, Hz at 50 a second for all utterances, and `mean_log_pitch` [speakers] (unaltered)."""
         frames = self.length // HOP
         self.pitch = torch.zeros(int(frames.sum()), device=self.device)
         total = torch.zeros(len(self.speakers), 2, device=self.device)
         for rows in self.batches(8_000_000):
-            longest = int(self.length[rows].max()) // (2 * HOP) * 2 * HOP + 2 * HOP
+            longest = -(-int(self.length[rows].max()) // SAMPLE_RATE) * SAMPLE_RATE
             values = pitch(self.waveform(rows, 0, longest))
             place = torch.arange(values.shape[1], device=self.device)
             inside = place < frames[rows, None]

@@ -17,6 +17,7 @@ SAMPLE_RATE = 24000
 HOP = 480  # samples of a mel frame
 FRAME_RATE = SAMPLE_RATE // HOP
 CODE_HOP = 960  # samples of a speech code
+MEAN_MEL = -6.0  # about the mean of the log-mel; layers that end in mel start there
 
 
 def mel_24k(wav: Tensor) -> Tensor:
@@ -67,11 +68,11 @@ def resample(wav: Tensor, length: int) -> Tensor:
     return torch.fft.irfft(spectrum, length) * (length / wav.shape[1])
 
 
-def pitch(wav: Tensor, threshold: float = 0.2, unvoiced: float = 0.35) -> Tensor:
+def pitch(wav: Tensor, threshold: float = 0.2, unvoiced: float = 0.45) -> Tensor:
     """Pitch in Hz [batch, samples // 480], 0 where unvoiced, 60 to 500 Hz, by YIN (de Cheveigne and Kawahara, 2002)."""
     rate, window, longest, shortest = 12000, 512, 200, 24
     frames_out = wav.shape[1] // HOP
-    low = resample(wav, wav.shape[1] // 2)
+    low = _low_pass(resample(wav, wav.shape[1] // 2), 1100 / (rate / 2))
     reach = (window + longest) // 2
     low = F.pad(low, (reach, reach))
     hop = HOP * rate // SAMPLE_RATE
@@ -94,6 +95,13 @@ def pitch(wav: Tensor, threshold: float = 0.2, unvoiced: float = 0.35) -> Tensor
     voiced = (around[1] < unvoiced) & (energy[..., 0] > window * 1e-5)
     f0 = torch.where(voiced, f0, 0)
     return F.pad(f0[:, None], (1, 1), mode="replicate")[:, 0].unfold(1, 3, 1).median(2).values
+
+
+def _low_pass(wav: Tensor, cut: float) -> Tensor:
+    """`wav` without what lies above `cut` of its bandwidth; the edge is a fifth of `cut` wide."""
+    spectrum = torch.fft.rfft(wav)
+    frequency = torch.linspace(0, 1, spectrum.shape[1], device=wav.device)
+    return torch.fft.irfft(spectrum * ((1.1 * cut - frequency) / (0.2 * cut)).clamp(0, 1), wav.shape[1])
 
 
 @lru_cache

@@ -1,6 +1,6 @@
 """Make training speech with the data kit's synthesiser, on every GPU, in plain or instructed style.
 
-    python -m recipes.embedded.make_corpus --kit KIT --style plain -- --pack PACK --output CORPUS --hours 40 --workers 52
+    python -m recipes.embedded.make_corpus --kit KIT --style plain -- --pack PACK --output CORPUS --hours 40 --workers 8
     python -m recipes.embedded.make_corpus --kit KIT --real so762.tar --output CORPUS
 
 What follows `--` goes to the kit's synthesise.py. A style is a range of speeds and a factor on the predicted pitch; it
@@ -97,7 +97,9 @@ def write_real(archive: Path, output: Path) -> None:
         open(output / "audio-00.pcm", "wb") as audio,
         open(output / "rows-00.jsonl", "w", encoding="utf-8") as index,
     ):
-        for row, samples in zip(rows, pool.map(decode, (files[row["file"]] for row in rows), chunksize=16)):
+        for row, samples in zip(
+            rows, pool.map(decode, (files[row["file"]] for row in rows), chunksize=16), strict=True
+        ):
             audio.write(samples.tobytes())
             entry = {"start": start, "length": len(samples), "lang": "en", "speaker": speakers.index(row["speaker"])}
             entry |= {"speed": 1.0, "text": row["text"].capitalize() + ".", "phonemes": "", "durations": []}

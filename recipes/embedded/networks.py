@@ -15,7 +15,8 @@ class ConvBlock(nn.Module):
 
     def __init__(self, width: int, kernel: int = 7, expansion: int = 2, dilation: int = 1) -> None:
         super().__init__()
-        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2 * dilation, groups=width, dilation=dilation)
+        padding = kernel // 2 * dilation
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=padding, groups=width, dilation=dilation)
         self.norm = nn.LayerNorm(width)
         self.widen = nn.Linear(width, expansion * width)
         self.narrow = nn.Linear(expansion * width, width)
@@ -37,7 +38,8 @@ def frame_mask(length: Tensor, frames: Tensor | int, like: Tensor) -> Tensor:
 class SpeechTokenizer(nn.Module):
     """Whisper log-mel at 100 Hz -> finite scalar quantisation (arXiv 2309.15505), 8 digits of 3 levels, at 25 Hz.
 
-    The mean over time, which holds voice and microphone, is shown to every frame so that it can be taken out.
+    The mean over time, which holds voice and microphone, is shown to every frame so that it can be taken out. Each
+    digit is standardised over the batch before it is rounded, so that all of its levels are used about as often.
     """
 
     def __init__(self, width: int = 224, blocks: int = 6) -> None:
@@ -49,6 +51,7 @@ class SpeechTokenizer(nn.Module):
         self.blocks = nn.ModuleList([ConvBlock(width) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, DIGITS)
+        self.balance = nn.BatchNorm1d(DIGITS, affine=False)
         self.register_buffer("powers", 3 ** torch.arange(DIGITS), persistent=False)
 
     def digits(self, features: Tensor, length: Tensor) -> Tensor:
@@ -64,7 +67,8 @@ class SpeechTokenizer(nn.Module):
         x = x + self.overall(torch.cat([mean, spread], dim=1))[:, :, None]
         for block in self.blocks:
             x = block(x, mask)
-        return torch.tanh(self.project(self.norm(x.transpose(1, 2))))
+        digits = self.project(self.norm(x.transpose(1, 2))).float()
+        return torch.tanh(1.25 * self.balance(digits.flatten(0, 1)).view_as(digits))
 
     def forward(self, features: Tensor, length: Tensor) -> Tensor:
         """Codes int32 [batch, ceil(frames / 4)]; those past a row's length mean nothing."""
@@ -79,7 +83,7 @@ def code_digits(codes: Tensor) -> Tensor:
 class SpeakerEncoder(nn.Module):
     """Filter bank minus its mean [batch, frames, 80] -> 192 numbers a row: convolutions, then attentive statistics."""
 
-    def __init__(self, width: int = 192, blocks: int = 5) -> None:
+    def __init__(self, width: int = 160, blocks: int = 5) -> None:
         super().__init__()
         self.enter = nn.Conv1d(80, width, 5, stride=2, padding=2)
         self.blocks = nn.ModuleList([ConvBlock(width, dilation=1 + index % 3) for index in range(blocks)])

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.embedded.data import CLASSES, IGNORE, STYLES, Speech, distort
-from recipes.embedded.features import CODE_HOP, HOP, mel_24k_padded, resample, whisper_log_mel
+from recipes.embedded.features import CODE_HOP, HOP, MEAN_MEL, mel_24k_padded, resample, whisper_log_mel
 from recipes.embedded.networks import DIGITS, ConvBlock, SpeechTokenizer
 from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, setup
 
@@ -34,19 +34,20 @@ class Teacher(nn.Module):
         super().__init__()
         self.enter = nn.Linear(DIGITS, width)
         self.shared = nn.ModuleList([ConvBlock(width) for _ in range(3)])
-        self.double = nn.Linear(width, 2 * width)
+        self.upsample = nn.Linear(width, 2 * width)
         self.phonemes = nn.Linear(width, CLASSES)
         self.pitch = nn.Linear(width, 2)
         self.speaker = nn.Embedding(speakers, width)
         self.decoder = nn.ModuleList([ConvBlock(width) for _ in range(4)])
         self.mel = nn.Linear(width, 80)
+        nn.init.constant_(self.mel.bias, MEAN_MEL)
 
     def forward(self, digits: Tensor, speaker: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[batch, codes, 8] -> at 50 Hz: phoneme scores, (relative pitch, voicing), log-mel [batch, 80, frames]."""
         x = self.enter(digits).transpose(1, 2)
         for block in self.shared:
             x = block(x)
-        x = self.double(x.transpose(1, 2)).unflatten(2, (2, -1)).flatten(1, 2)
+        x = self.upsample(x.transpose(1, 2)).unflatten(2, (2, -1)).flatten(1, 2)
         phonemes, pitch = self.phonemes(x), self.pitch(x)
         x = (x + self.speaker(speaker)[:, None]).transpose(1, 2)
         for block in self.decoder:
@@ -72,8 +73,10 @@ class Stage(nn.Module):
         scores, said_pitch, said_mel = self.teacher(digits, speaker)
         scores, said_pitch, said_mel = scores.float(), said_pitch.float(), said_mel.float()
         known = labels != IGNORE
-        phonemes = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-        accuracy = ((scores.argmax(2) == labels) & known).sum() / known.sum().clamp(min=1)
+        count = known.sum().clamp(min=1)
+        wrong = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        phonemes = wrong / count
+        accuracy = ((scores.argmax(2) == labels) & known).sum() / count
         contour = ((said_pitch[..., 0] - pitch).abs() * voiced).sum() / voiced.sum().clamp(min=1)
         voicing = F.binary_cross_entropy_with_logits(said_pitch[..., 1], voiced)
         spectrum = (said_mel - mel).abs().mean()

@@ -79,11 +79,11 @@ class Average:
         torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.parameters], weight)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, self.values))
+        return dict(zip(self.names, self.values, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for value, name in zip(self.values, self.names):
+        for value, name in zip(self.values, self.names, strict=True):
             value.copy_(state[name])
 
 
@@ -111,6 +111,7 @@ class Run:
         clip: float = 1.0,
     ) -> None:
         self.path: Path = arguments.checkpoint
+        self.device = arguments.device
         self.limit, self.max_steps = arguments.time_limit, arguments.steps
         self.parts, self.optimizers, self.warmup, self.clip = parts, optimizers, warmup, clip
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -155,7 +156,7 @@ class Run:
             dist.all_reduce(flat)
             flat /= world_size()
             sizes = [gradient.numel() for gradient in gradients]
-            for gradient, average in zip(gradients, flat.split(sizes)):
+            for gradient, average in zip(gradients, flat.split(sizes), strict=True):
                 gradient.copy_(average.view_as(gradient))
         nn.utils.clip_grad_norm_(parameters, self.clip)
         optimizer.step()
@@ -182,8 +183,8 @@ class Run:
         for name, part in self.parts.items():
             if name in state:
                 part.load_state_dict(state[name])
-        for optimizer, peaks in zip(self.optimizers, self.peaks):
-            for group, peak in zip(optimizer.param_groups, peaks):
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak
 
     def _broadcast(self, module: nn.Module) -> None:
@@ -194,15 +195,15 @@ class Run:
     def _agree(self, value: float) -> float:
         if world_size() == 1:
             return value
-        shared = torch.tensor([value], device=f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+        shared = torch.tensor([value], device=self.device)
         dist.broadcast(shared, 0)
         return float(shared)
 
     def _set_rates(self) -> None:
         rising = min(1.0, self.fraction / self.warmup + 0.02)
         falling = 0.5 * (1 + cos(pi * min(1.0, self.fraction)))
-        for optimizer, peaks in zip(self.optimizers, self.peaks):
-            for group, peak in zip(optimizer.param_groups, peaks):
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rising * max(0.01, falling)
 
     def _print(self, step: int, seconds: float, rate: float) -> None:
@@ -214,10 +215,16 @@ class Run:
         print(json.dumps(line | means), flush=True)
 
 
-def load_average(path: Path, module: nn.Module, part: str = "model") -> nn.Module:
-    """Give `module` the averaged weights of a stage's checkpoint (the last ones where it has no average); eval mode."""
+def averaged_state(path: Path) -> dict[str, Tensor]:
+    """The stage's weights in a checkpoint, averaged where it keeps an average; tied ones are the same tensor."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(state[part])
-    if "average" in state:
-        module.load_state_dict(state["average"], strict=False)
+    last, average = state["model"], state.get("average", {})
+    replacement = {last[name].data_ptr(): value for name, value in average.items()}
+    return {name: replacement.get(value.data_ptr(), value) for name, value in last.items()}
+
+
+def load_average(path: Path, module: nn.Module, prefix: str = "") -> nn.Module:
+    """Give `module` the averaged weights of a stage's checkpoint whose names start with `prefix`; eval mode."""
+    state = averaged_state(path)
+    module.load_state_dict({name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)})
     return module.eval().requires_grad_(False)
