@@ -9,17 +9,10 @@ from torch import Tensor, nn
 
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
-from cosy_engine.modules.streaming import State, init_state
+from cosy_engine.modules.streaming import State
 from cosy_engine.token2wav.hops import chunk_ends
 from cosy_engine.token2wav.speed import StreamingSpeed
-
-
-def flow_prompt(flow: nn.Module, prompt: Prompt) -> tuple[Tensor, Tensor, Tensor]:
-    """The prompt as the flow takes it: tokens `[1, p]`, mel `[1, f, 80]`, speaker `[1, 80]`, on the flow's device."""
-    weight = flow.spk_embed_affine_layer.weight
-    token = prompt.speech_token[None].to(weight.device)
-    feat = prompt.speech_feat[None].to(weight)
-    return token, feat, flow.project_speaker(prompt.embedding[None].to(weight))
+from cosy_engine.token2wav.voice_states import FlowPrompt, VoiceStates
 
 
 class StreamSession:
@@ -30,20 +23,32 @@ class StreamSession:
     """
 
     def __init__(
-        self, flow: nn.Module, hift: nn.Module, prompt: Prompt, hops: HopSettings, *, seed: int, speed: float = 1.0
+        self,
+        flow: nn.Module,
+        hift: nn.Module,
+        voices: VoiceStates,
+        prompt: Prompt,
+        hops: HopSettings,
+        *,
+        seed: int,
+        speed: float = 1.0,
     ) -> None:
-        self._flow, self._hift = flow, hift
-        token, self._prompt_feat, self._speaker = flow_prompt(flow, prompt)
-        self._tokens: list[int] = token[0].tolist()
+        self._flow, self._hift, self._voices, self._prompt = flow, hift, voices, prompt
+        self._given = FlowPrompt(flow, prompt)
+        self._tokens: list[int] = prompt.speech_token.tolist()
         self._prompt_tokens = len(self._tokens)
-        device, dtype = self._prompt_feat.device, self._prompt_feat.dtype
-        self._flow_state: State = init_state(flow, 1, device, dtype)
-        self._vocoder_state: State = hift.init_state(1, device, torch.float32, seed=seed)
+        self._flow_state: State | None = None
+        self._vocoder_state: State = hift.init_state(1, self._given.feat.device, torch.float32, seed=seed)
         self._speed = StreamingSpeed(speed)
         self._ends = chunk_ends(self._prompt_tokens, flow.chunk_size, hops)
         self._position = 0
         self._end = next(self._ends)
         self._finished = False
+
+    def prepare(self) -> None:
+        """Do what needs no token yet: the part of the flow that depends on the voice alone."""
+        if self._flow_state is None:
+            self._position, self._flow_state = self._voices.after(self._prompt, self._given)
 
     def push(self, tokens: Sequence[int]) -> None:
         """More speech tokens."""
@@ -61,10 +66,11 @@ class StreamSession:
     @property
     def done(self) -> bool:
         """Whether every token has become sound."""
-        return self._finished and (self._position == len(self._tokens) or len(self._tokens) == self._prompt_tokens)
+        return self._finished and len(self._tokens) in (self._position, self._prompt_tokens)
 
     def step(self) -> Tensor:
         """The next chunk of sound, `[samples]` float32; it may be empty."""
+        self.prepare()
         finalize = len(self._tokens) < self._end + self._flow.pre_lookahead_len
         end = len(self._tokens) if finalize else self._end
         fed = end if finalize else end + self._flow.pre_lookahead_len
@@ -75,12 +81,8 @@ class StreamSession:
 
     def _mel(self, fed: int, end: int, finalize: bool) -> Tensor:
         """Mel `[1, 80, frames]` of the tokens from the last position to `end`, without the prompt's frames."""
-        ratio = self._flow.token_mel_ratio
-        first_frame, last_frame = self._position * ratio, end * ratio
-        prompt_frames = self._prompt_feat.shape[1]
-        cond = self._prompt_feat.new_zeros(1, self._prompt_feat.shape[2], last_frame - first_frame)
-        given = self._prompt_feat[:, first_frame : min(last_frame, prompt_frames)]
-        cond[:, :, : given.shape[1]] = given.transpose(1, 2)
+        first_frame, last_frame = (position * self._flow.token_mel_ratio for position in (self._position, end))
+        cond = self._given.condition(first_frame, last_frame)
         token = torch.tensor([self._tokens[self._position : fed]], dtype=torch.int32, device=cond.device)
-        mel = self._flow.forward_chunk(token, cond, self._speaker, self._flow_state, finalize=finalize)
-        return mel[:, :, max(0, prompt_frames - first_frame) :]
+        mel = self._flow.forward_chunk(token, cond, self._given.speaker, self._flow_state, finalize=finalize)
+        return mel[:, :, max(0, len(self._given.feat) - first_frame) :]

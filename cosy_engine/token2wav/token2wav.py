@@ -13,10 +13,12 @@ from cosy_engine.frontend import Prompt
 from cosy_engine.token2wav.session import StreamSession
 from cosy_engine.token2wav.speed import change_speed
 from cosy_engine.token2wav.upstream_exact import UpstreamSession
+from cosy_engine.token2wav.voice_states import VoiceStates
 
 
 class Session(Protocol):
-    """What the engine needs of a stream; `step` gives `[samples]` float32."""
+    """What the engine needs of a stream. `prepare` may be called at once, to do what needs no token; `step` gives
+    `[samples]` float32."""
 
     @property
     def ready(self) -> bool: ...
@@ -24,6 +26,7 @@ class Session(Protocol):
     def done(self) -> bool: ...
     def push(self, tokens: Sequence[int]) -> None: ...
     def finish(self) -> None: ...
+    def prepare(self) -> None: ...
     def step(self) -> Tensor: ...
 
 
@@ -48,6 +51,9 @@ class WholeSession:
     def ready(self) -> bool:
         return self._finished and not self.done
 
+    def prepare(self) -> None:
+        pass
+
     def step(self) -> Tensor:
         self.done = True
         weight = self._flow.spk_embed_affine_layer.weight
@@ -64,10 +70,17 @@ class WholeSession:
 
 
 class Token2Wav:
-    """Opens sessions; holds nothing that belongs to a request."""
+    """Opens sessions; holds nothing that belongs to a request.
 
-    def __init__(self, flow: nn.Module, hift: nn.Module, *, upstream_exact: bool = False) -> None:
+    Args:
+        voice_cache: bytes that the flow's states of prompts may take.
+    """
+
+    def __init__(
+        self, flow: nn.Module, hift: nn.Module, *, upstream_exact: bool = False, voice_cache: int = 2**30
+    ) -> None:
         self.flow, self.hift = flow, hift
+        self._voices = VoiceStates(flow, voice_cache)
         self._upstream_hop = {"token_hop_len": 25} if upstream_exact else None
 
     def session(self, prompt: Prompt, hops: HopSettings, *, stream: bool, seed: int, speed: float = 1.0) -> Session:
@@ -75,5 +88,5 @@ class Token2Wav:
         if self._upstream_hop is not None:
             return UpstreamSession(self.flow, self.hift, prompt, self._upstream_hop, hops, stream, seed, speed)
         if stream:
-            return StreamSession(self.flow, self.hift, prompt, hops, seed=seed, speed=speed)
+            return StreamSession(self.flow, self.hift, self._voices, prompt, hops, seed=seed, speed=speed)
         return WholeSession(self.flow, self.hift, prompt, seed=seed, speed=speed)

@@ -81,6 +81,9 @@ class UpstreamSession:
         needed = self._this_hop + self._flow.pre_lookahead_len
         return self._stream and len(self._tokens) - self._offset >= needed
 
+    def prepare(self) -> None:
+        pass
+
     def step(self) -> Tensor:
         """The next chunk of sound, `[samples]`."""
         if not self._chunk_ready:
