@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -13,10 +13,21 @@ def ends(prompt: int, count: int = 5, **settings: int) -> list[int]:
 
 
 @pytest.mark.parametrize("prompt", [0, 1, 24, 25, 31, 50, 77])
-def test_default_chunks_are_the_public_ones(prompt: int) -> None:
+def test_without_delay_the_hop_grows_as_in_the_public_code(prompt: int) -> None:
     padding = -prompt % 25
     first = prompt + 25 + padding
-    assert ends(prompt) == [first, first + 50, first + 150, first + 250, first + 350]
+    assert ends(prompt, stream_grow_after=1) == [first, first + 50, first + 150, first + 250, first + 350]
+
+
+@pytest.mark.parametrize("rtf", [0.3, 0.7, 0.8])
+def test_a_listener_never_waits_for_a_chunk_that_was_made_too_long(rtf: float) -> None:
+    positions = ends(0, 40)
+    hops = [end - start for start, end in pairwise([0, *positions])]
+    assert hops[0] == 25 and hops[-1] == 100
+    in_hand = hops[0]
+    for hop in hops[1:]:
+        assert in_hand >= rtf * hop, f"runs dry before a chunk of {hop} tokens"
+        in_hand += (1 - rtf) * hop
 
 
 def test_constant_hop() -> None:

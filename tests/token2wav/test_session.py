@@ -63,12 +63,12 @@ def whole_pass(model: CosyVoiceModel, prompt: Prompt, tokens: list[int], seed: i
     "hops",
     [
         HopSettings(),
-        HopSettings(stream_scale_factor=1),
+        HopSettings(stream_grow_after=1),
         HopSettings(token_hop_len=50),
         HopSettings(token_hop_len=100),
-        HopSettings(token_hop_len_first=5, stream_scale_factor=1),
+        HopSettings(token_hop_len_first=5),
     ],
-    ids=["25-50-100", "25", "50", "100", "first5"],
+    ids=["default", "25-50-100", "50", "100", "first5"],
 )
 def test_stream_equals_one_whole_pass(model: CosyVoiceModel, hops: HopSettings, prompt_tokens: int) -> None:
     prompt, tokens = random_prompt(prompt_tokens), random_tokens(193)
