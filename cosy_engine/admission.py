@@ -19,6 +19,15 @@ class _Waiter:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
     on_position: PositionCallback | None
+    position: int  # when it came
+
+    def call(self, function: Callable[..., None], *arguments: object) -> bool:
+        """Call it in the waiter's event loop; False when that is closed, so that nobody waits there any more."""
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            return False
+        return True
 
 
 class AdmissionQueue:
@@ -64,11 +73,13 @@ class AdmissionQueue:
             QueueFullError: too many wait already.
             EngineStoppedError: the engine stopped while waiting.
         """
-        waiter = self._enter(on_position)
+        waiter = self._enter(on_position)  # None: it is its turn at once
         if waiter is not None:
             try:
+                if on_position is not None:
+                    on_position(waiter.position)
                 await waiter.future
-            except asyncio.CancelledError:
+            except BaseException:
                 self._give_up(waiter)
                 raise
         try:
@@ -100,25 +111,18 @@ class AdmissionQueue:
                     retry_after=retry_after,
                 )
             loop = asyncio.get_running_loop()
-            waiter = _Waiter(loop, loop.create_future(), on_position)
+            waiter = _Waiter(loop, loop.create_future(), on_position, len(self._waiting) + 1)
             self._waiting.append(waiter)
-            position = len(self._waiting)
-        if on_position is not None:
-            on_position(position)
         return waiter
 
     def _leave(self) -> None:
-        turn = None
         with self._lock:
-            while self._waiting and turn is None:
-                turn = self._waiting.popleft()
-                if turn.loop.is_closed():
-                    turn = None
-            if turn is None:
+            while self._waiting:
+                if _resolve(self._waiting.popleft()):
+                    break
+            else:
                 self._active -= 1
-        if turn is not None:
-            _resolve(turn)
-            self._report_positions()
+        self._report_positions()
 
     def _give_up(self, waiter: _Waiter) -> None:
         with self._lock:
@@ -130,14 +134,15 @@ class AdmissionQueue:
         self._report_positions()
 
     def _report_positions(self) -> None:
-        with self._lock:
-            waiting = list(self._waiting)
-        for position, waiter in enumerate(waiting, start=1):
-            if waiter.on_position is not None:
-                waiter.loop.call_soon_threadsafe(waiter.on_position, position)
+        with self._lock:  # or a position could be heard after the turn
+            for position, waiter in enumerate(self._waiting, start=1):
+                if waiter.on_position is not None:
+                    waiter.call(waiter.on_position, position)
 
 
-def _resolve(waiter: _Waiter, error: Exception | None = None) -> None:
+def _resolve(waiter: _Waiter, error: Exception | None = None) -> bool:
+    """End the wait; False when there is nobody left to tell."""
+
     def settle() -> None:
         if waiter.future.done():
             return
@@ -146,4 +151,4 @@ def _resolve(waiter: _Waiter, error: Exception | None = None) -> None:
         else:
             waiter.future.set_exception(error)
 
-    waiter.loop.call_soon_threadsafe(settle)
+    return waiter.call(settle)

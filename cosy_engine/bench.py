@@ -74,7 +74,8 @@ async def run(
 
     Returns:
         model, device, and results: a dict a level with concurrency, requests, errors, audio_seconds, wall_seconds,
-        audio_per_second (of all listeners together), ttfa_p50, ttfa_p95 (seconds), rtf_p50.
+        audio_per_second (of all listeners together), ttfa_p50, ttfa_p95 (seconds), rtf_p50; the last three are None
+        when no request made a sound.
     """
     options: dict[str, object] = {"voice": voice}
     if voice is None:
@@ -117,8 +118,7 @@ async def _measure(
         raise errors[0]
     heard = [synthesis.timings for synthesis in done if synthesis.timings.chunks]
     audio = sum(timings.audio_seconds for timings in heard)
-    first = [timings.first_audio for timings in heard] or [float("nan")]
-    rtf = [timings.rtf for timings in heard] or [float("nan")]
+    first = [timings.first_audio for timings in heard]
     return {
         "concurrency": level,
         "requests": len(done) + len(errors),
@@ -126,10 +126,14 @@ async def _measure(
         "audio_seconds": round(audio, 3),
         "wall_seconds": round(wall, 3),
         "audio_per_second": round(audio / wall, 3),
-        "ttfa_p50": round(float(np.percentile(first, 50)), 4),
-        "ttfa_p95": round(float(np.percentile(first, 95)), 4),
-        "rtf_p50": round(float(np.percentile(rtf, 50)), 4),
+        "ttfa_p50": _percentile(first, 50),
+        "ttfa_p95": _percentile(first, 95),
+        "rtf_p50": _percentile([timings.rtf for timings in heard], 50),
     }
+
+
+def _percentile(values: list[float], percent: float) -> float | None:
+    return round(float(np.percentile(values, percent)), 4) if values else None
 
 
 def _made_up_recording(seconds: float = 5.0, rate: int = 16000) -> bytes:

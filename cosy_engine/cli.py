@@ -1,4 +1,4 @@
-"""The command line: `python -m cosy_engine say | enroll | voices | rm | bench | doctor`.
+"""The command line: `python -m cosy_engine say | enroll | voices | rm | bench | export-onnx | export-vllm | doctor`.
 
 Results go to stdout, everything else to stderr. Exit code 2 means that the input was wrong, 1 that something else was.
 torch and the models are imported by the commands that need them, so that the others answer at once.
@@ -50,6 +50,9 @@ ModelDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 PromptWav = Annotated[str | None, typer.Option("--prompt-wav", help="Recording to speak like, 1-30 s.")]
 PromptText = Annotated[str, typer.Option("--prompt-text", help="What is said in that recording.")]
+LoadTrt = Annotated[bool, typer.Option("--load-trt", help="Run the flow on TensorRT (NVIDIA GPU).")]
+LoadVllm = Annotated[bool, typer.Option("--load-vllm", help="Run the speech LM on vLLM.")]
+VllmArgs = Annotated[str, typer.Option("--vllm-args", metavar="JSON", help="Arguments of vLLM's engine, by name.")]
 VoiceId = Annotated[str | None, typer.Option("--voice", help="Id of a saved voice, instead of a recording.")]
 
 
@@ -90,6 +93,9 @@ def say(
     stream: Annotated[bool, typer.Option("--stream", help="Make the sound chunk by chunk.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same sound.")] = None,
     speed: Annotated[float, typer.Option("--speed", help="0.5 to 2.")] = 1.0,
+    load_trt: LoadTrt = False,
+    load_vllm: LoadVllm = False,
+    vllm_args: VllmArgs = "",
     model_dir: ModelDir = None,
     as_json: Json = False,
 ) -> None:
@@ -104,10 +110,13 @@ def say(
         raise InvalidRequestError("--out - and --json would both write to stdout; choose one.", param="out")
     if out != "-" and not Path(out).absolute().parent.is_dir():
         raise InvalidRequestError(f"There is no folder {Path(out).parent} to write to.", param="out")
+    if Path(out).is_dir():
+        raise InvalidRequestError(f"--out {out!r} is a folder; name a file.", param="out")
     with _stdout_kept_clean():
         prompt_data = _read_recording(prompt_wav, "--prompt-wav") if prompt_wav else None
         source_data = _read_recording(source_wav, "--source-wav") if source_wav else None
-        with _progress() as progress, _engine(progress, model_dir) as engine:
+        backends = _backends(load_trt, load_vllm, vllm_args)
+        with _progress() as progress, _engine(progress, model_dir, **backends) as engine:
             samples, synthesis = asyncio.run(
                 _say(
                     engine,
@@ -196,6 +205,9 @@ def bench(
     voice: VoiceId = None,
     prompt_wav: PromptWav = None,
     prompt_text: PromptText = "",
+    load_trt: LoadTrt = False,
+    load_vllm: LoadVllm = False,
+    vllm_args: VllmArgs = "",
     model_dir: ModelDir = None,
     as_json: Json = False,
 ) -> None:
@@ -208,6 +220,7 @@ def bench(
         data = _read_recording(prompt_wav, "--prompt-wav") if prompt_wav else None
         with _progress() as progress:
             options = {"concurrency": max(levels), "max_queue": max(levels), "warm_up": True}
+            options |= _backends(load_trt, load_vllm, vllm_args)
             with _engine(progress, model_dir, **options) as engine:
                 task = progress.add_task(
                     "Measuring", total=sum(measure.request_count(texts, level) for level in levels)
@@ -221,10 +234,53 @@ def bench(
         typer.echo(json.dumps(report))
         return
     keys = list(report["results"][0])
-    table = Table(*keys, box=None, pad_edge=False)
+    table = Table(*(key.replace("_", "\n") for key in keys), box=None, pad_edge=False)
     for row in report["results"]:
         table.add_row(*(str(row[key]) for key in keys))
     Console().print(table)
+
+
+@command
+def export_onnx(
+    model_dir: Annotated[str, typer.Argument(help="Model directory, ModelScope id or Hugging Face id.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; default: the model directory.")] = None,
+    variant: Annotated[
+        Literal["whole", "chunked", "cached"],
+        typer.Option("--variant", help="As published; with the streaming mask; one Euler step of a stream."),
+    ] = "whole",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
+) -> None:
+    """Write the flow's estimator as ONNX, with the published names of file, inputs and output."""
+    if out is not None and not out.is_dir():
+        raise InvalidRequestError(f"There is no folder {out} to write to.", param="out")
+    with _stdout_kept_clean(), _progress() as progress:
+        import torch
+
+        from cosy_engine.checkpoint.load import load_model
+        from cosy_engine.token2wav.onnx_export import export_estimator, file_name
+
+        dtype = torch.float16 if fp16 else torch.float32
+        task = progress.add_task("Loading the model", total=None)
+        model = load_model(_downloaded(model_dir, progress), dtype=dtype)
+        path = (out or model.directory) / file_name(variant, dtype)
+        progress.update(task, description=f"Exporting {path.name}")
+        export_estimator(model.flow.decoder.estimator, path, variant)
+    typer.echo(str(path))
+
+
+@command
+def export_vllm(
+    model_dir: Annotated[str, typer.Argument(help="Model directory, ModelScope id or Hugging Face id.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write; one that is up to date stays.")],
+) -> None:
+    """Write the speech LM as the directory that vLLM loads. `--load-vllm` does it by itself, in the cache folder."""
+    with _stdout_kept_clean(), _progress() as progress:
+        from cosy_engine.speech_lm.vllm_export import export_model
+
+        directory = Path(_downloaded(model_dir, progress))
+        progress.add_task("Exporting the speech LM", total=None)
+        path = export_model(directory, out)
+    typer.echo(str(path))
 
 
 @command
@@ -265,8 +321,6 @@ async def _say(
         chunks.append(chunk.samples)
         if chunk.pieces > 1:
             progress.update(task, total=chunk.pieces, completed=chunk.piece)
-    if not chunks:
-        raise CosyError("The model made no sound for this text; try another seed.", param="seed")
     return np.concatenate(chunks), synthesis
 
 
@@ -274,22 +328,36 @@ async def _say(
 def _engine(progress: Progress, model_dir: str | None, **options: object) -> Iterator[Engine]:
     """A loaded engine. One request does not repay a warm-up, so there is none unless `options` ask for it."""
     task = progress.add_task("Loading the model", total=None)
-    from cosy_engine.checkpoint.download import resolve_model_dir
     from cosy_engine.config import Settings
     from cosy_engine.engine import Engine
 
     settings = Settings(**{"warm_up": False} | options)
     directory = model_dir or settings.model_dir
-    if directory and not Path(directory).expanduser().is_dir():
-        progress.stop()  # a download shows bars of its own
-        directory = str(resolve_model_dir(directory))
-        progress.start()
-    engine = Engine.load(directory, settings)
+    engine = Engine.load(_downloaded(directory, progress) if directory else None, settings)
     progress.remove_task(task)
     try:
         yield engine
     finally:
         engine.close()
+
+
+def _downloaded(model_dir: str, progress: Progress) -> str:
+    """A directory of this machine, for a directory or an id."""
+    if Path(model_dir).expanduser().is_dir():
+        return model_dir
+    from cosy_engine.checkpoint.download import resolve_model_dir
+
+    progress.stop()  # a download shows bars of its own
+    directory = str(resolve_model_dir(model_dir))
+    progress.start()
+    return directory
+
+
+def _backends(load_trt: bool, load_vllm: bool, vllm_args: str) -> dict[str, object]:
+    """Settings for the backends asked for by name."""
+    from cosy_engine.config import vllm_options
+
+    return ({"flow_backend": "tensorrt"} if load_trt else {}) | vllm_options(load_vllm, vllm_args)
 
 
 def _store(model_dir: str | None) -> VoiceStore:

@@ -15,7 +15,7 @@ import asyncio
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -46,10 +46,11 @@ class CosyVoice:
     Args:
         model_dir: a directory, or a ModelScope or Hugging Face id.
         load_jit: compile the flow's network (`torch.compile`): slower to start, faster after.
-        load_trt: the TensorRT backend.
-        load_vllm: the vLLM backend.
+        load_trt: the flow on TensorRT, built at the first start; see docs/performance.md.
+        load_vllm: the speech LM on vLLM, whose processes import the program again: it needs `if __name__ ==
+            "__main__":`. `settings.vllm` says how it runs.
         fp16: half precision, on a GPU.
-        settings: everything else; the arguments above win.
+        settings: everything else, and what the arguments above leave off.
 
     Raises:
         ModelDirectoryError: the directory is missing or incomplete.
@@ -68,10 +69,12 @@ class CosyVoice:
     ) -> None:
         chosen = {
             "compile": load_jit,
-            "flow_backend": "tensorrt" if load_trt else "torch",
-            "lm_backend": "vllm" if load_vllm else "torch",
+            "flow_backend": "tensorrt" if load_trt else None,
+            "trt_concurrent": trt_concurrent if load_trt else None,
+            "lm_backend": "vllm" if load_vllm else None,
             "fp16": fp16,
         }
+        chosen = {name: value for name, value in chosen.items() if value}
         self.engine = Engine.load(model_dir, (settings or Settings()).model_copy(update=chosen))
         self.model_dir = str(self.engine.model.directory)
         self.sample_rate = self.engine.model.sample_rate
@@ -245,8 +248,23 @@ def _shut_down(engine: Engine, loop: asyncio.AbstractEventLoop, thread: threadin
 
 async def _arriving(parts: Iterator[str]) -> AsyncIterator[str]:
     """Text that a generator gives part by part, without holding up the event loop meanwhile."""
-    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+    while (part := await asyncio.wrap_future(_in_daemon_thread(next, parts, None))) is not None:
         yield part
+
+
+def _in_daemon_thread(function: Callable[..., _T], *arguments: object) -> Future[_T]:
+    """Call it in a thread that does not keep the program from ending when it hangs, as a pool's threads would."""
+    result: Future[_T] = Future()
+    result.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="arriving-text", daemon=True).start()
+    return result
 
 
 def _recording(audio: Tensor) -> Recording:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +41,27 @@ class _Settings(BaseSettings):
         variable = f"{self.model_config['env_prefix']}{first}".upper()
         name = ".".join(map(str, (first, *rest)))
         return f"{name} (in the environment {variable}): {problem['msg']}, got {problem['input']!r}"
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Nucleus of at most `top_k` ids up to probability `top_p`; an id that occurs at least `win_size * tau_r` times
+    among the last `win_size` is drawn again, without it."""
+
+    top_p: float = 0.8
+    top_k: int = 25
+    win_size: int = 10
+    tau_r: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 1, "at least 1"),
+            ("win_size", self.win_size >= 1, "at least 1"),
+            ("tau_r", self.tau_r > 0, "above 0"),
+        ):
+            if not fits:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be {wanted}.", param=name)
 
 
 class HopSettings(_Settings):

@@ -48,7 +48,6 @@ def examine(model_dir: str | None = None) -> list[Finding]:
         _onnx_cuda(),
         _vllm(),
         _tensorrt(),
-        _ffmpeg(),
         _model(model_dir or settings.model_dir),
         _voices(settings.voices_dir),
     ]
@@ -104,19 +103,31 @@ def _onnx_cuda() -> Finding:
 
 
 def _vllm() -> Finding:
-    return Finding("vllm backend", False, "not part of this version; the speech LM runs on PyTorch")
+    from cosy_engine.speech_lm.vllm_plugin import find_vllm
+
+    try:
+        return Finding("vllm backend", True, f"vLLM {find_vllm()}; --load-vllm runs the speech LM on it")
+    except CosyError as error:
+        return Finding("vllm backend", False, f"{error.message} The speech LM runs on PyTorch.")
 
 
 def _tensorrt() -> Finding:
-    return Finding("tensorrt backend", False, "not part of this version; the flow runs on PyTorch")
+    if importlib.util.find_spec("torch") is None:
+        return Finding("tensorrt backend", False, "torch is not installed")
+    import torch
 
+    from cosy_engine.token2wav.tensorrt_plan import Gpu, find_library
 
-def _ffmpeg() -> Finding:
-    if shutil.which("ffmpeg"):
-        return Finding("streaming on the page", True, "ffmpeg is installed")
-    return Finding(
-        "streaming on the page", False, "ffmpeg is not installed; the page plays the sound when it is complete"
-    )
+    gpu = None
+    if torch.cuda.is_available():
+        gpu = Gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+    try:
+        library = find_library(gpu)
+    except CosyError as error:
+        return Finding("tensorrt backend", False, error.message)
+    if gpu is None:
+        return Finding("tensorrt backend", False, f"{library} is installed, but there is no NVIDIA GPU to run on")
+    return Finding("tensorrt backend", True, f"{library} for {gpu}; it is used with --load-trt")
 
 
 def _model(model_dir: str | None) -> Finding:

@@ -12,12 +12,12 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -28,11 +28,14 @@ from cosy_engine.audio.decode import Recording, read_recording
 from cosy_engine.checkpoint.default import default_model_dir
 from cosy_engine.checkpoint.load import CosyVoiceModel, load_model
 from cosy_engine.config import Settings, choose_device
-from cosy_engine.errors import BackendUnavailableError, EngineStoppedError, InvalidRequestError
+from cosy_engine.errors import BackendUnavailableError, CosyError, EngineStoppedError, InvalidRequestError
 from cosy_engine.frontend import Frontend, Mode, Prompt
 from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
 from cosy_engine.speech_lm.silence import SILENT_CODES, SilenceFilter
 from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
+from cosy_engine.speech_lm.vllm_plugin import find_vllm
+from cosy_engine.token2wav.tensorrt_estimator import gpu_of, use_tensorrt
+from cosy_engine.token2wav.tensorrt_plan import find_library
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
 from cosy_engine.voices.spk2info import builtin_voices
 from cosy_engine.voices.store import VoiceStore
@@ -105,39 +108,62 @@ class Timings:
         return self.work_seconds / self.audio_seconds if self.audio_seconds else None
 
 
-@dataclass
 class Synthesis:
     """A running request: `async for chunk in synthesis`; leaving the loop or `cancel()` stops the work."""
 
-    seed: int
-    _chunks: AsyncGenerator[AudioChunk, None] = field(repr=False)
-    timings: Timings
+    def __init__(self, seed: int, timings: Timings, chunks: AsyncGenerator[AudioChunk, None]) -> None:
+        self.seed = seed
+        self.timings = timings
+        self._chunks = chunks
+        self._turn = asyncio.Lock()  # of whoever runs `_chunks`
+        self._step: asyncio.Task[AudioChunk | None] | None = None
+        self._cancelled = False
 
-    def __aiter__(self) -> AsyncIterator[AudioChunk]:
-        return self._chunks
+    async def __aiter__(self) -> AsyncGenerator[AudioChunk, None]:
+        try:
+            while (chunk := await self._next()) is not None:
+                yield chunk
+        finally:
+            await self.cancel()
 
     async def cancel(self) -> None:
-        """Stop generating and free what the request held."""
-        await self._chunks.aclose()
+        """Stop generating and free what the request held; whoever listens hears the end. Any task may call this."""
+        if self._step is not None and not self._cancelled:
+            self._step.cancel()
+        self._cancelled = True
+        async with self._turn:
+            await self._chunks.aclose()
+
+    async def _next(self) -> AudioChunk | None:
+        async with self._turn:
+            if self._cancelled:
+                return None
+            self._step = asyncio.ensure_future(anext(self._chunks, None))
+            try:
+                return await self._step
+            except asyncio.CancelledError:
+                if self._cancelled and not asyncio.current_task().cancelling():
+                    return None
+                raise
 
 
 class Engine:
     """Serves many requests at once from one loaded model. Safe to use from several event loops."""
 
-    def __init__(self, model: CosyVoiceModel, settings: Settings) -> None:
+    def __init__(self, model: CosyVoiceModel, settings: Settings, frontend: Frontend | None = None) -> None:
         self.model = model
         self.settings = settings
-        self.frontend = Frontend(model)
+        self.frontend = frontend or Frontend(model)
         builtin = builtin_voices(model.directory, model.fingerprint)
         self.voices = VoiceStore(settings.voices_dir, model.fingerprint, builtin)
         self.queue = AdmissionQueue(settings.concurrency, settings.max_queue)
-        self._speech_lm: SpeechLM = TorchSpeechLM(
-            model.lm,
-            model.device,
-            end_of_prompt=self.frontend.end_of_prompt,
+        self._speech_lm = _speech_lm(model, settings, self.frontend.end_of_prompt)
+        self._token2wav = Token2Wav(
+            model.flow,
+            model.hift,
             upstream_exact=settings.upstream_exact,
+            voice_cache=settings.voice_cache_mb * 2**20,
         )
-        self._token2wav = Token2Wav(model.flow, model.hift, upstream_exact=settings.upstream_exact)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="token2wav")
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._closed = False
@@ -153,15 +179,32 @@ class Engine:
         settings = settings or Settings()
         _check_backends(settings)
         device = choose_device(settings.device)
+        if settings.flow_backend == "tensorrt":
+            find_library(gpu_of(device))  # before the model is loaded
         dtype = torch.float16 if settings.fp16 and device.type == "cuda" else torch.float32
+        if settings.fp16 and dtype == torch.float32:
+            logger.warning("fp16 needs a CUDA device; on %s the model runs in float32", device)
         directory = model_dir or settings.model_dir or default_model_dir()
         model = load_model(directory, device, dtype)
-        if settings.compile:
+        if settings.flow_backend != "torch":
+            use_tensorrt(model, settings)
+        elif settings.compile:
             model.flow.decoder.estimator.compile(dynamic=True)
         engine = cls(model, settings)
-        if settings.warm_up:
-            engine._worker.submit(engine._warm_up).result()
+        try:
+            if settings.warm_up or settings.compile:  # compiling happens, or fails, at the first use
+                engine._worker.submit(engine._warm_up).result()
+        except Exception as error:
+            engine.close()
+            if settings.compile:
+                _check_compiler(error)
+            raise
         return engine
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called; requests are refused from then on."""
+        return self._closed
 
     def synthesize(self, request: SynthesisRequest, on_position: PositionCallback | None = None) -> Synthesis:
         """Begin a request. `on_position` hears its place in the queue (1 is next, 0 its turn).
@@ -171,10 +214,10 @@ class Engine:
         """
         if self._closed:
             raise EngineStoppedError("The engine has been closed.")
-        _check_request(request)
+        _check_request(request, self.settings)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         timings = Timings()
-        return Synthesis(seed, self._run(request, seed, timings, on_position), timings)
+        return Synthesis(seed, timings, self._run(request, seed, timings, on_position))
 
     async def make_prompt(self, source: str | Path | bytes, text: str = "") -> Prompt:
         """A voice from a recording and what is said in it. The same recording and text are computed only once.
@@ -184,14 +227,12 @@ class Engine:
         """
         data = await asyncio.to_thread(read_recording, source)
         key = hashlib.sha256(data).hexdigest() + text
-        prompt = self._prompts.get(key)
+        prompt = self._prompts.pop(key, None)  # the latest comes last; each step holds with several event loops
         if prompt is None:
             prompt = await asyncio.to_thread(self.frontend.make_prompt, data, text)
-            self._prompts[key] = prompt
-            while len(self._prompts) > _PROMPTS_KEPT:
-                self._prompts.popitem(last=False)
-        else:
-            self._prompts.move_to_end(key)
+        self._prompts[key] = prompt
+        while len(self._prompts) > _PROMPTS_KEPT:
+            self._prompts.popitem(last=False)
         return prompt
 
     async def enroll(self, name: str, source: str | Path | bytes, text: str = "", *, replace: bool = False) -> Voice:
@@ -210,19 +251,23 @@ class Engine:
         self._closed = True
         self.queue.close()
         self._speech_lm.close()
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._worker.shutdown(wait=True)  # what waits for it ends with an error, see `_on_worker`
 
     async def _run(
         self, request: SynthesisRequest, seed: int, timings: Timings, on_position: PositionCallback | None
     ) -> AsyncGenerator[AudioChunk, None]:
+        def report(position: int) -> None:
+            self._observe_queue()
+            if on_position is not None:
+                on_position(position)
+
         submitted = time.perf_counter()
         outcome = "cancelled"
         try:
-            async with self.queue.admit(on_position):
+            async with self.queue.admit(report):
                 started = time.perf_counter()
                 timings.queue = started - submitted
                 metrics.QUEUE_SECONDS.observe(timings.queue)
-                self._observe_queue()
                 listening = 0.0  # seconds that the listener took between asking for chunks
                 async with aclosing(self._speak(request, seed, timings, submitted)) as chunks:
                     async for chunk in chunks:
@@ -236,6 +281,10 @@ class Engine:
                         yield chunk
                         listening += time.perf_counter() - made
                 self.queue.took(time.perf_counter() - started)
+            if not timings.chunks:
+                raise CosyError(
+                    "The model made no sound for this text; try another seed or text.", param="seed", code="no_sound"
+                )
             outcome = "done"
         except Exception:
             outcome = "failed"
@@ -275,23 +324,29 @@ class Engine:
     ) -> AsyncGenerator[np.ndarray, None]:
         """Sound of one piece, as soon as its tokens allow."""
         silence = SilenceFilter(SILENT_CODES[self.model.name])
-        while not session.done:
-            while not session.ready:
-                token = await stream.get()
-                if isinstance(token, BaseException):
-                    raise token
-                if token is _END:
-                    session.finish()
-                    break
-                if timings.first_token is None:
-                    timings.first_token = time.perf_counter() - submitted
-                timings.tokens += 1
-                if silence.keeps(token):
-                    session.push([token])
-            if session.ready:
-                samples = await self._on_worker(lambda: session.step().cpu().numpy())
-                if len(samples):
-                    yield samples
+        preparing = asyncio.create_task(self._on_worker(session.prepare))  # beside the speech LM's first tokens
+        try:
+            while not session.done:
+                while not session.ready:
+                    token = await stream.get()
+                    if isinstance(token, BaseException):
+                        raise token
+                    if token is _END:
+                        session.finish()
+                        break
+                    if timings.first_token is None:
+                        timings.first_token = time.perf_counter() - submitted
+                    timings.tokens += 1
+                    if silence.keeps(token):
+                        session.push([token])
+                if session.ready:
+                    await preparing
+                    samples = await self._on_worker(lambda: session.step().cpu().numpy())
+                    if len(samples):
+                        yield samples
+        finally:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
 
     async def _pump(
         self,
@@ -333,14 +388,9 @@ class Engine:
         if isinstance(piece, str):
             generated = self._speech_lm.generate(lm_request)
         else:
-            generated = self._speech_lm.generate_bistream(lm_request, self._encode_arriving(piece))
+            generated = self._speech_lm.generate_bistream(lm_request, self.frontend.encode_arriving(piece))
         async with aclosing(generated) as tokens:
             async for token in tokens:
-                yield token
-
-    async def _encode_arriving(self, text: AsyncIterator[str]) -> AsyncIterator[int]:
-        async for part in text:
-            for token in self.frontend.encode_text(part):
                 yield token
 
     async def _pieces(self, request: SynthesisRequest) -> list[_Piece]:
@@ -356,15 +406,19 @@ class Engine:
         return (await asyncio.to_thread(self.voices.get, request.voice)).prompt
 
     async def _on_worker(self, job: Callable[[], _T]) -> _T:
+        stopped = EngineStoppedError("The engine is shutting down; try again in a moment.")
+
         def run() -> _T:
+            if self._closed:
+                raise stopped
             with torch.inference_mode():
                 return job()
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, run)
-        except RuntimeError as error:
+        except RuntimeError as error:  # the worker takes no more jobs
             if self._closed:
-                raise EngineStoppedError("The engine is shutting down; try again in a moment.") from error
+                raise stopped from error
             raise
 
     def _observe_queue(self) -> None:
@@ -406,21 +460,50 @@ _TokenStream = asyncio.Queue[int | BaseException | None]
 
 def _check_backends(settings: Settings) -> None:
     if settings.lm_backend == "vllm":
-        raise BackendUnavailableError(
-            "The vLLM backend is not part of this version: leave lm_backend at torch.", param="load_vllm"
-        )
-    if settings.flow_backend == "tensorrt":
-        raise BackendUnavailableError(
-            "The TensorRT backend is not part of this version: leave flow_backend at torch.", param="load_trt"
-        )
+        find_vllm()
+        if settings.upstream_exact:
+            raise BackendUnavailableError("upstream_exact needs the speech LM on PyTorch.", param="load_vllm")
 
 
-def _check_request(request: SynthesisRequest) -> None:
+def _speech_lm(model: CosyVoiceModel, settings: Settings, end_of_prompt: int | None) -> SpeechLM:
+    if settings.lm_backend == "torch":
+        return TorchSpeechLM(
+            model.lm, model.device, end_of_prompt=end_of_prompt, upstream_exact=settings.upstream_exact
+        )
+    from cosy_engine.speech_lm.vllm_export import export_model
+    from cosy_engine.speech_lm.vllm_lm import VllmSpeechLM
+
+    model.lm.to("meta")  # vLLM's process has the weights
+    return VllmSpeechLM(model.lm, export_model(model.directory), settings.vllm, end_of_prompt=end_of_prompt)
+
+
+def _check_compiler(error: Exception) -> None:
+    """Say what to do when the warm-up of a compiled model failed because of the compiler."""
+    from torch._dynamo.exc import TorchDynamoException  # slow to import
+
+    if isinstance(error, TorchDynamoException):
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise BackendUnavailableError(
+            f"torch.compile does not work here ({reason}): install a C++ compiler such as g++, or leave load_jit and "
+            "COSY_COMPILE off.",
+            param="load_jit",
+        ) from error
+
+
+def _check_request(request: SynthesisRequest, settings: Settings) -> None:
+    if request.mode not in get_args(Mode):
+        raise InvalidRequestError(f"mode must be one of {', '.join(get_args(Mode))}.", param="mode")
+    if not isinstance(request.text, str | AsyncIterable):
+        raise InvalidRequestError("text must be a string, or an async iterator of strings.", param="text")
     low, high = _SPEED_RANGE
     if not low <= request.speed <= high:
         raise InvalidRequestError(f"speed must be between {low} and {high}, got {request.speed}.", param="speed")
     if request.seed is not None and not 0 <= request.seed <= _MAX_SEED:
-        raise InvalidRequestError(f"seed must be between 0 and {_MAX_SEED}, got {request.seed}.", param="seed")
+        raise InvalidRequestError(
+            f"seed must be between 0 and {_MAX_SEED}, got {request.seed}.", param="seed", code="bad_seed"
+        )
+    if settings.upstream_exact and request.stream and request.speed != 1:
+        raise InvalidRequestError("With upstream_exact the speed changes only without streaming.", param="speed")
     if request.prompt is None and request.voice is None:
         raise InvalidRequestError("Choose a saved voice or give a recording to speak like.", param="voice")
     if request.mode == "instruct" and not request.instruct.strip():

@@ -7,15 +7,19 @@ class CosyError(Exception):
     Args:
         message: a plain sentence that says what is wrong and what to do.
         param: name of the parameter at fault, if there is one.
+        code: short name of what is wrong, for callers that say it in words of their own; and
+        values: what those words need to know.
     """
 
     http_status = 500
     grpc_status = "INTERNAL"
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, **values: object) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.code = code
+        self.values = values
 
 
 class InvalidRequestError(CosyError):
@@ -57,7 +61,7 @@ class QueueFullError(CosyError):
     grpc_status = "RESOURCE_EXHAUSTED"
 
     def __init__(self, message: str, *, retry_after: float) -> None:
-        super().__init__(message)
+        super().__init__(message, code="queue_full", seconds=retry_after)
         self.retry_after = retry_after
 
 
@@ -76,6 +80,13 @@ class BackendUnavailableError(CosyError):
 
     http_status = 501
     grpc_status = "UNIMPLEMENTED"
+
+
+class BackendFailedError(CosyError):
+    """A backend broke down while it worked on a request; it recovers by itself."""
+
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
 
 
 class EngineStoppedError(CosyError):

@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """What can be made again: `$XDG_CACHE_HOME/cosy_engine`, which is in `~/.cache` by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cosy_engine"
+
+
 def stage(path: Path, data: bytes) -> Path:
     """Write `data` under a hidden temporary name beside `path`, down to the disk; `publish` makes it `path`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,8 @@ Mode = Literal["zero_shot", "cross_lingual", "instruct", "vc"]
 
 MAX_TEXT = 10_000  # characters
 MAX_PROMPT_TEXT = 1_000
+WIDE_FROM = "\u2e80"  # Chinese, Japanese and Korean characters follow
+WIDE_PER_SECOND, OTHER_PER_SECOND = 4.5, 15  # characters
 FRAMES_PER_TOKEN = 2
 
 _SYSTEM = "You are a helpful assistant."
@@ -89,6 +92,9 @@ class Frontend:
                 f"The prompt text has {len(text):,} characters, at most {MAX_PROMPT_TEXT:,} are allowed: "
                 "give only what is said in the recording.",
                 param="prompt_text",
+                code="prompt_text_too_long",
+                count=len(text),
+                most=MAX_PROMPT_TEXT,
             )
         sound = check_prompt(recording if isinstance(recording, Recording) else load_audio(recording))
         samples_16k = resample(sound.samples, sound.sample_rate, WHISPER_RATE)
@@ -129,22 +135,29 @@ class Frontend:
         Raises:
             InvalidRequestError: the text is too long, or there is nothing in it that can be spoken.
         """
-        if len(text) > MAX_TEXT:
-            raise InvalidRequestError(
-                f"The text has {len(text):,} characters, at most {MAX_TEXT:,} are allowed: send it in parts.",
-                param="text",
-            )
+        _check_length(len(text))
         spoken = normalize(text) if text_frontend else clean(text).strip()
         pieces = split_text(spoken, lambda piece: len(self._tokenizer.encode(piece)), whole=not text_frontend)
         if not pieces:
-            raise InvalidRequestError(
-                "The text is empty or has only punctuation: give some words to speak.", param="text"
-            )
+            raise _nothing_to_speak()
         return pieces
 
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of a part of a text that arrives part by part: cleaned, but neither normalised nor split."""
-        return self._tokenizer.encode(clean(text))
+    async def encode_arriving(self, parts: AsyncIterable[str]) -> AsyncGenerator[int, None]:
+        """Ids of a text that arrives part by part: cleaned, but neither normalised nor split.
+
+        Raises:
+            InvalidRequestError: it is too long, or there was nothing in it that can be spoken.
+        """
+        length, speakable = 0, False
+        async for part in parts:
+            length += len(part)
+            _check_length(length)
+            part = clean(part)
+            speakable = speakable or is_speakable(part)
+            for token in self._tokenizer.encode(part):
+                yield token
+        if not speakable:
+            raise _nothing_to_speak()
 
     def inputs(self, mode: Mode, piece: str, prompt: Prompt, instruct: str = "") -> ModelInputs:
         """What the speech LM gets for one piece of text.
@@ -166,6 +179,7 @@ class Frontend:
                 raise InvalidRequestError(
                     "zero_shot needs what is said in the recording: give the prompt text, or use cross_lingual.",
                     param="prompt_text",
+                    code="prompt_text_missing",
                 )
         elif mode == "instruct":
             prompt_text = self._tokenizer.encode(self._instruction(instruct))
@@ -184,13 +198,32 @@ class Frontend:
             raise InvalidRequestError(
                 f"Say in 1 to {MAX_PROMPT_TEXT:,} characters how it shall be spoken, for example: speak slowly.",
                 param="instruct",
+                code="bad_instruction",
+                most=MAX_PROMPT_TEXT,
             )
         if END_OF_PROMPT in instruct:
             return instruct
         return f"{_SYSTEM} {instruct}{END_OF_PROMPT}" if self._version == "cosyvoice3" else instruct + END_OF_PROMPT
 
 
+def _check_length(characters: int) -> None:
+    if characters > MAX_TEXT:
+        raise InvalidRequestError(
+            f"The text has {characters:,} characters, at most {MAX_TEXT:,} are allowed: send it in parts.",
+            param="text",
+            code="text_too_long",
+            count=characters,
+            most=MAX_TEXT,
+        )
+
+
+def _nothing_to_speak() -> InvalidRequestError:
+    return InvalidRequestError(
+        "The text is empty or has only punctuation: give some words to speak.", param="text", code="text_empty"
+    )
+
+
 def estimate_seconds(text: str) -> float:
     """About how long it takes to say `text`: 4.5 Chinese characters or 15 other letters a second."""
-    wide = sum(character >= "\u2e80" for character in text)
-    return wide / 4.5 + (len(text) - wide) / 15
+    wide = sum(character >= WIDE_FROM for character in text)
+    return wide / WIDE_PER_SECOND + (len(text) - wide) / OTHER_PER_SECOND

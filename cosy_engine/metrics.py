@@ -16,5 +16,8 @@ REAL_TIME_FACTOR = Histogram(
     "Seconds of work per second of sound",
     buckets=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 2, 5),
 )
+FLOW_OUT_OF_PROFILE = Counter(
+    "cosy_flow_out_of_profile", "Estimator calls that ran on PyTorch because TensorRT's profile has no room for them"
+)
 AUDIO_SECONDS = Counter("cosy_audio_seconds", "Seconds of sound made")
 SPEECH_TOKENS = Counter("cosy_speech_tokens", "Speech tokens made by the speech LM")

@@ -310,8 +310,8 @@ def _write_text_model(directory: Path) -> None:
             "model_type": "qwen2",
             "hidden_size": WIDTH,
             "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "num_attention_heads": 2,  # vLLM on a CPU has no heads narrower than 32
+            "num_key_value_heads": 1,
             "intermediate_size": 2 * WIDTH,
             "hidden_act": "silu",
             "attention_dropout": 0.0,

@@ -96,6 +96,42 @@ async def test_closing_ends_those_who_wait() -> None:
     await first
 
 
+async def test_a_broken_position_callback_takes_no_place() -> None:
+    queue, release = AdmissionQueue(concurrency=1, max_queue=5), asyncio.Event()
+
+    def broken(position: int) -> None:
+        raise ValueError("cannot tell")
+
+    [first] = await start(occupy(queue, release, [], [], "a"))
+    with pytest.raises(ValueError, match="cannot tell"):
+        async with queue.admit(broken):
+            pass
+    release.set()
+    await first
+    assert (queue.active, queue.waiting) == (0, 0)
+
+
+async def test_an_event_loop_that_closed_while_waiting_is_passed_over() -> None:
+    queue, release, order = AdmissionQueue(concurrency=1, max_queue=5), asyncio.Event(), []
+    tasks = await start(*(occupy(queue, release, [], order, name) for name in "ab"))
+    loop = asyncio.new_event_loop()
+    lost = occupy(queue, release, [], order, "lost")
+
+    def wait_and_close() -> None:
+        loop.call_later(0.05, loop.stop)
+        task = loop.create_task(lost)
+        loop.run_forever()
+        loop.close()
+        task._log_destroy_pending = False
+
+    await asyncio.to_thread(wait_and_close)
+    tasks += await start(occupy(queue, release, [], order, "c"))
+    assert queue.waiting == 3
+    release.set()
+    await asyncio.gather(*tasks)
+    assert (order, queue.active, queue.waiting) == (["a", "b", "c"], 0, 0)
+
+
 def test_callers_may_live_in_different_event_loops() -> None:
     queue, order = AdmissionQueue(concurrency=1, max_queue=5), []
     entered, leave = threading.Event(), threading.Event()

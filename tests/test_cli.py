@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +218,8 @@ def test_texts_that_cannot_be_spoken(cli: Callable[..., Result], prompt_wav: Pat
         (["--prompt-wav", "PROMPT", "--mode", "vc"], "recording"),
         (["--prompt-wav", "PROMPT", "--mode", "vc", "--source-wav", "/no/such.wav"], "--source-wav"),
         (["--voice", "nobody", "--out", "/no/such/folder/o.wav"], "folder"),
+        (["--voice", "nobody", "--out", "/tmp"], "folder"),
+        (["--voice", "nobody", "--out", ""], "folder"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
@@ -302,6 +304,20 @@ def test_bench(cli: Callable[..., Result], tmp_path: Path) -> None:
         assert (row["requests"], row["errors"]) == (requests, 0)
         assert 0 < row["ttfa_p50"] <= row["ttfa_p95"] <= row["wall_seconds"]
         assert row["audio_per_second"] == pytest.approx(row["audio_seconds"] / row["wall_seconds"], rel=0.01)
+
+
+def test_bench_of_a_model_that_makes_no_sound(
+    cli: Callable[..., Result], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object) -> AsyncIterator[int]:
+        return
+        yield
+
+    monkeypatch.setattr(engine._speech_lm, "generate", nothing)
+    (tmp_path / "texts.txt").write_text("Hi.")
+    result = cli("bench", "--text-file", tmp_path / "texts.txt", "--json")
+    [row] = json.loads(result.stdout)["results"]
+    assert (row["audio_seconds"], row["ttfa_p50"], row["ttfa_p95"], row["rtf_p50"]) == (0, None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from cosy_engine.compat import AutoModel, CosyVoice2, CosyVoice3
 from cosy_engine.config import Settings
@@ -222,6 +223,20 @@ def test_a_closed_model_says_so(standin_v2: Path, wav: str, tmp_path: Path) -> N
         list(model.inference_cross_lingual(TEXT, wav))
 
 
+STALLED = """
+import sys, time
+from cosy_engine.compat import AutoModel
+from cosy_engine.config import Settings
+
+def words():
+    yield "Hello there, this is long enough for chunks. " * 3
+    time.sleep(1000)
+
+model = AutoModel(sys.argv[1], settings=Settings(device="cpu", warm_up=False, voices_dir=sys.argv[2]))
+results = model.inference_cross_lingual(words(), sys.argv[3], stream=True)
+print(next(results)["tts_speech"].shape[0])
+"""
+
 ABANDONED = """
 import sys
 from cosy_engine.compat import AutoModel
@@ -233,9 +248,10 @@ print(next(results)["tts_speech"].shape[0])
 """
 
 
-def test_a_program_that_ends_in_the_middle_ends(standin_v2: Path, wav: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [ABANDONED, STALLED], ids=["abandoned", "stalled"])
+def test_a_program_that_ends_in_the_middle_ends(standin_v2: Path, wav: str, tmp_path: Path, program: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", ABANDONED, str(standin_v2), str(tmp_path), wav],
+        [sys.executable, "-c", program, str(standin_v2), str(tmp_path), wav],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
@@ -245,11 +261,10 @@ def test_a_program_that_ends_in_the_middle_ends(standin_v2: Path, wav: str, tmp_
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", ["load_trt", "load_vllm"])
-def test_backends_that_are_not_there(standin_v2: Path, option: str) -> None:
+def test_a_backend_that_is_not_there(standin_v2: Path) -> None:
     with pytest.raises(BackendUnavailableError) as refusal:
-        AutoModel(standin_v2, **{option: True})
-    assert refusal.value.param == option
+        AutoModel(standin_v2, load_trt=True)
+    assert refusal.value.param == "load_trt"
 
 
 def test_load_jit_compiles_the_flow(standin_v2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +273,25 @@ def test_load_jit_compiles_the_flow(standin_v2: Path, tmp_path: Path, monkeypatc
     settings = Settings(device="cpu", warm_up=False, voices_dir=tmp_path)
     with AutoModel(standin_v2, load_jit=True, settings=settings) as model:
         assert compiled == [model.engine.model.flow.decoder.estimator]
+
+
+def test_what_the_arguments_leave_off_comes_from_the_settings(standin_v2: Path, tmp_path: Path) -> None:
+    settings = Settings(device="cpu", warm_up=False, voices_dir=tmp_path, lm_backend="torch", fp16=True)
+    with AutoModel(standin_v2, settings=settings) as model:
+        assert model.engine.settings == settings
+
+
+def test_load_jit_without_a_compiler_says_so(standin_v2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise TorchDynamoException("No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1 for more")
+
+    monkeypatch.setattr(nn.Module, "compile", lambda *_, **__: None)
+    monkeypatch.setattr("cosy_engine.engine.Engine._warm_up", broken)
+    threads = set(threading.enumerate())
+    with pytest.raises(BackendUnavailableError, match="C\\+\\+ compiler found\\)") as refusal:
+        AutoModel(standin_v2, load_jit=True, settings=Settings(device="cpu", voices_dir=tmp_path))
+    assert refusal.value.param == "load_jit"
+    assert {thread.name for thread in set(threading.enumerate()) - threads} <= {"tqdm_monitor"}
 
 
 def test_directories_that_are_no_model(tmp_path: Path) -> None:

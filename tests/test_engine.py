@@ -155,6 +155,27 @@ async def test_leaving_stops_the_work_and_frees_the_place(engine: Engine, prompt
     assert len(await listen(engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=1)))) > 0
 
 
+@pytest.mark.parametrize("delay", [0, 0.03, 0.3])
+async def test_another_task_may_cancel_while_somebody_listens(engine: Engine, prompt: Prompt, delay: float) -> None:
+    synthesis = engine.synthesize(SynthesisRequest("And so on and on it goes. " * 20, prompt=prompt, seed=1))
+    listener = asyncio.create_task(listen(synthesis))
+    await asyncio.sleep(delay)
+    await synthesis.cancel()
+    assert engine.queue.active == 0
+    await asyncio.wait_for(listener, 1)
+    await synthesis.cancel()
+
+
+async def test_leaving_the_loop_is_enough(engine: Engine, prompt: Prompt) -> None:
+    synthesis = engine.synthesize(SynthesisRequest("And so on and on it goes. " * 20, prompt=prompt, seed=1))
+    async for _ in synthesis:
+        break
+    async with asyncio.timeout(5):
+        while engine.queue.active:
+            await asyncio.sleep(0.01)
+    assert synthesis.timings.chunks >= 1
+
+
 async def test_a_full_queue_refuses_and_the_others_are_served(engine: Engine, prompt: Prompt) -> None:
     positions: list[list[int]] = [[] for _ in range(5)]
     sounds = await asyncio.gather(
@@ -179,6 +200,8 @@ async def test_a_full_queue_refuses_and_the_others_are_served(engine: Engine, pr
         ({"seed": -1}, "seed"),
         ({"mode": "instruct"}, "instruct"),
         ({"mode": "vc"}, "source"),
+        ({"mode": "song"}, "mode"),
+        ({"text": None}, "text"),
         ({"prompt": None}, "voice"),
     ],
 )
@@ -199,20 +222,35 @@ async def test_unknown_voice(engine: Engine) -> None:
     assert engine.queue.active == 0
 
 
+async def test_upstream_exact_changes_the_speed_only_without_streaming(standin_v2: Path, tmp_path: Path) -> None:
+    settings = Settings(voices_dir=tmp_path, device="cpu", upstream_exact=True, warm_up=False)
+    engine = Engine.load(standin_v2, settings)
+    prompt = await engine.make_prompt(recording(), "x")
+    with pytest.raises(InvalidRequestError):
+        engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, speed=2.0))
+    lengths = [
+        len(await listen(engine.synthesize(SynthesisRequest(TEXT, prompt=prompt, seed=1, stream=False, speed=speed))))
+        for speed in (1.0, 2.0)
+    ]
+    assert lengths[1] == pytest.approx(lengths[0] / 2, rel=0.02)
+    engine.close()
+
+
 async def test_closing_ends_what_is_in_flight(standin_v2: Path, tmp_path: Path) -> None:
     engine = Engine.load(standin_v2, Settings(voices_dir=tmp_path, device="cpu"))
     prompt = await engine.make_prompt(recording(), "x")
-    chunks = aiter(engine.synthesize(SynthesisRequest("And on it goes. " * 100, prompt=prompt, seed=1)))
-    await anext(chunks)
+    requests = [SynthesisRequest("And on it goes. " * 100, prompt=prompt, seed=seed) for seed in range(6)]
+    running = [engine.synthesize(request) for request in requests]
+    listeners = [asyncio.create_task(listen(synthesis)) for synthesis in running]
+    while not all(synthesis.timings.chunks for synthesis in running[: engine.queue.concurrency]):
+        await asyncio.sleep(0.01)
     await asyncio.to_thread(engine.close)
-    with pytest.raises(EngineStoppedError):
-        async for _ in chunks:
-            pass
+    ends = await asyncio.gather(*listeners, return_exceptions=True)
+    assert [type(end) for end in ends] == [EngineStoppedError] * len(requests)
     with pytest.raises(EngineStoppedError):
         engine.synthesize(SynthesisRequest(TEXT, prompt=prompt))
 
 
-@pytest.mark.parametrize("settings", [{"lm_backend": "vllm"}, {"flow_backend": "tensorrt"}])
-def test_a_backend_that_is_not_there_is_an_error_when_asked_for(standin_v2: Path, settings: dict) -> None:
+def test_a_backend_that_is_not_there_is_an_error_when_asked_for(standin_v2: Path) -> None:
     with pytest.raises(BackendUnavailableError):
-        Engine.load(standin_v2, Settings(**settings))
+        Engine.load(standin_v2, Settings(flow_backend="tensorrt"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from cosy_engine.audio.decode import Recording
 from cosy_engine.checkpoint.load import load_model
 from cosy_engine.errors import InvalidAudioError, InvalidRequestError
-from cosy_engine.frontend import Frontend, ModelInputs, Prompt, estimate_seconds
+from cosy_engine.frontend import MAX_TEXT, Frontend, ModelInputs, Prompt, estimate_seconds
 from cosy_engine.text.special_tokens import END_OF_PROMPT
 from cosy_engine.text.tokenizer import TextTokenizer
 from tests.recordings import encoded, hum
@@ -175,8 +175,23 @@ def test_cosyvoice3_adds_no_second_end_of_prompt(version3: Frontend, encode3: En
     )
 
 
-def test_text_in_parts_keeps_the_blanks_between_them(version2: Frontend, encode2: Encode) -> None:
-    assert version2.encode_text(" wor😀\x00ld ") == encode2(" wor ld ")
+async def arriving(frontend: Frontend, *parts: str) -> list[int]:
+    async def source() -> AsyncIterator[str]:
+        for part in parts:
+            yield part
+
+    return [token async for token in frontend.encode_arriving(source())]
+
+
+async def test_text_in_parts_keeps_the_blanks_between_them(version2: Frontend, encode2: Encode) -> None:
+    assert await arriving(version2, "Hello", "", " wor😀\x00ld ") == encode2("Hello") + encode2(" wor ld ")
+
+
+@pytest.mark.parametrize("parts", [(), ("", ""), ("...", " !"), ("a" * MAX_TEXT, "b")], ids=len)
+async def test_text_in_parts_that_cannot_be_spoken(version2: Frontend, parts: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        await arriving(version2, *parts)
+    assert refused.value.param == "text"
 
 
 def test_estimate_is_about_right() -> None:

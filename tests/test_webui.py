@@ -9,6 +9,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 WEBUI = [sys.executable, str(ROOT / "webui.py")]
 
@@ -30,6 +32,22 @@ def test_a_wrong_model_directory_is_one_sentence(tmp_path: Path) -> None:
     )
     assert ran.returncode == 1
     assert "nothing" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--auth", "ann"], "name:password"),
+        (["--root-path", "voices"], "/voices"),
+        (["--ssl-certfile", "no-such-file.pem"], "key"),
+        (["--max-queue", "-1"], "--max-queue"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_before_anything_is_loaded(options: list[str], said: str) -> None:
+    ran = subprocess.run([*WEBUI, *options], capture_output=True, text=True, timeout=60)
+    assert ran.returncode
+    assert said in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

@@ -56,20 +56,28 @@ def load_audio(source: str | Path | bytes | BinaryIO) -> Recording:
     """
     data = read_recording(source)
     if not data:
-        raise InvalidAudioError("The recording is empty: the file has no content.", param="prompt_audio")
+        raise InvalidAudioError(
+            "The recording is empty: the file has no content.", param="prompt_audio", code="no_sound_in_file"
+        )
     try:
         container = av.open(io.BytesIO(data), options={"format_whitelist": _CONTAINERS})
     except (av.FFmpegError, OSError, ValueError):
         raise InvalidAudioError(
-            "The file is not a recording that can be read: use wav, mp3, m4a, flac, ogg or webm.", param="prompt_audio"
+            "The file is not a recording that can be read: use wav, mp3, m4a, flac, ogg or webm.",
+            param="prompt_audio",
+            code="not_a_recording",
         ) from None
     with container:
         if not container.streams.audio:
-            raise InvalidAudioError("The file has no sound in it, only pictures or text.", param="prompt_audio")
+            raise InvalidAudioError(
+                "The file has no sound in it, only pictures or text.", param="prompt_audio", code="no_sound_in_file"
+            )
         frames, sample_rate = _decode(container)
     samples = np.concatenate(frames) if frames else np.zeros(0, np.float32)
     if not len(samples):
-        raise InvalidAudioError("The recording is empty: it has a header and no sound.", param="prompt_audio")
+        raise InvalidAudioError(
+            "The recording is empty: it has a header and no sound.", param="prompt_audio", code="no_sound_in_file"
+        )
     return Recording(samples, sample_rate)
 
 
@@ -86,6 +94,7 @@ def check_prompt(recording: Recording) -> Recording:
         raise InvalidAudioError(
             f"The recording ({recording.seconds:.2f} s) is silent: record again closer to the microphone.",
             param="prompt_audio",
+            code="recording_silent",
         )
     samples = trim_silence(samples, rate)
     seconds = len(samples) / rate
@@ -95,6 +104,10 @@ def check_prompt(recording: Recording) -> Recording:
             f"The recording is {seconds:.2f} s long without the silence at its ends; "
             f"a voice prompt needs {shortest:g} to {longest:g} s of speech.",
             param="prompt_audio",
+            code="recording_length",
+            seconds=seconds,
+            shortest=shortest,
+            longest=longest,
         )
     tail = np.zeros(int(min(_TAIL_SECONDS, longest - seconds) * rate), np.float32)
     return Recording(np.concatenate([samples * min(1.0, _PROMPT_PEAK / peak), tail]), rate)
@@ -134,7 +147,10 @@ def read_recording(source: str | Path | bytes | BinaryIO) -> bytes:
         raise InvalidAudioError(f"The recording cannot be opened: {reason}: {source}.", param="prompt_audio") from None
     if len(data) > MAX_BYTES:
         raise InvalidAudioError(
-            f"The recording is larger than {MAX_BYTES // 2**20} MB: cut it, or save it as mp3.", param="prompt_audio"
+            f"The recording is larger than {MAX_BYTES // 2**20} MB: cut it, or save it as mp3.",
+            param="prompt_audio",
+            code="recording_too_large",
+            megabytes=MAX_BYTES // 2**20,
         )
     return data
 
@@ -153,6 +169,8 @@ def _decode(container: av.container.InputContainer) -> tuple[list[np.ndarray], i
             raise InvalidAudioError(
                 f"The recording's sample rate of {frame.sample_rate} Hz cannot be used: save it at 16 to 48 kHz.",
                 param="prompt_audio",
+                code="recording_rate",
+                rate=frame.sample_rate,
             )
         pieces.append(_mono(frame))
         total += frame.samples
@@ -162,12 +180,16 @@ def _decode(container: av.container.InputContainer) -> tuple[list[np.ndarray], i
             raise InvalidAudioError(
                 f"The recording is {length}; at most {MAX_SECONDS:.0f} s are read, and a voice prompt needs 1 to 30 s.",
                 param="prompt_audio",
+                code="recording_too_long",
+                seconds=MAX_SECONDS,
             )
     declared = _declared_seconds(container, stream)
     if bad > 1 + len(pieces) // 10 or total < _COMPLETE * declared * rate:
         whole = f" of {declared:.2f} s" if declared else ""
         raise InvalidAudioError(
-            f"The recording is damaged: only {total / max(rate, 1):.2f} s{whole} can be decoded.", param="prompt_audio"
+            f"The recording is damaged: only {total / max(rate, 1):.2f} s{whole} can be decoded.",
+            param="prompt_audio",
+            code="recording_damaged",
         )
     return pieces, rate
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import tempfile
 from pathlib import Path
 
 from cosy_engine.errors import ModelDirectoryError
+from cosy_engine.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def is_standin(directory: Path) -> bool:
 
 
 def _cached_standin() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cosy_engine"
+    cache = cache_folder()
     version = hashlib.sha256(_STANDIN_SCRIPT.read_bytes()).hexdigest()[:12]
     directory = cache / f"{_STANDIN_PREFIX}{version}"
     if not directory.is_dir():

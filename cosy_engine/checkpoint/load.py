@@ -16,10 +16,10 @@ from cosy_engine.checkpoint.download import resolve_model_dir
 from cosy_engine.checkpoint.fingerprint import SPEAKER_ENCODER, SPEECH_TOKENIZERS, Name, find_config, fingerprint_of
 from cosy_engine.checkpoint.read_yaml import Call, read_config
 from cosy_engine.checkpoint.weights import Part, load_parts
+from cosy_engine.config import SamplingSettings
 from cosy_engine.errors import InvalidRequestError, ModelDirectoryError
-from cosy_engine.modules.qwen2_lm import CosyVoice3LM
+from cosy_engine.modules.qwen2_lm import CosyVoice3LM, Qwen2LM
 from cosy_engine.modules.streaming_layers import fold_weight_norm
-from cosy_engine.speech_lm.sampling import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +106,28 @@ def load_model(
         device=device,
         dtype=dtype,
     )
+
+
+def load_speech_lm(directory: Path) -> Qwen2LM | CosyVoice3LM:
+    """The speech LM alone, in float32 on the CPU, of a local model directory.
+
+    Raises:
+        UnsafeModelError, ModelDirectoryError: as `load_model`.
+    """
+    weights = find_weights(directory, "llm")
+    with empty_parameters():
+        lm, _, _ = build_modules(with_early_defaults(read_config(find_config(directory)[0])), directory)
+    load_parts([Part(weights, lm, torch.float32)], torch.device("cpu"))
+    return lm.eval().requires_grad_(False)
+
+
+def find_weights(directory: Path, part: str) -> Path:
+    """The weight file of one part.
+
+    Raises:
+        ModelDirectoryError: the directory lacks files.
+    """
+    return _find_files(directory, find_config(directory)[1])[part]
 
 
 def _find_files(directory: Path, name: Name) -> dict[str, Path]:

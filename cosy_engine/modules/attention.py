@@ -21,7 +21,8 @@ def attention_mask(past: int, new: int, chunk: int, device: torch.device, valid:
         valid: `[B, 1, new]`, nonzero where a new position is not padding. Padding is hidden as key only.
     """
     mask = None
-    if chunk and past + new > (past // chunk + 1) * chunk:
+    # An exported graph serves every length, so it always has the mask.
+    if chunk and (torch.compiler.is_exporting() or past + new > (past // chunk + 1) * chunk):
         end_of_chunk = (torch.arange(past, past + new, device=device) // chunk + 1) * chunk
         mask = (torch.arange(past + new, device=device) < end_of_chunk[:, None])[None, None]
     if valid is not None:

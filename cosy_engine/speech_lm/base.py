@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cosy_engine.speech_lm.sampling import SamplingSettings
+from cosy_engine.config import SamplingSettings
 
 
 @dataclass(frozen=True)

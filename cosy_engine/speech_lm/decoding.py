@@ -76,8 +76,8 @@ def bistream(
                 yield Waiting.FOR_TEXT
         if len(waiting) < words_a_block:
             break
-        given = _take(prompt_speech, codes_a_block)
-        feed = torch.cat([feed, lm.embed_text(_take(waiting, words_a_block)), lm.embed_speech(given)], dim=1)
+        given = take(prompt_speech, codes_a_block)
+        feed = torch.cat([feed, lm.embed_text(take(waiting, words_a_block)), lm.embed_speech(given)], dim=1)
         for _ in range(codes_a_block - len(given)):
             scores = lm.next_scores(feed, cache)[0].cpu()
             scores[stop_ids(lm)] = float("-inf")
@@ -127,6 +127,6 @@ def split_instruction(prompt_text: list[int], end_of_prompt: int | None) -> tupl
     return prompt_text[:cut], prompt_text[cut:]
 
 
-def _take(source: deque[int], count: int) -> list[int]:
+def take(source: deque[int], count: int) -> list[int]:
     """Remove and return the first `count` items, or as many as there are."""
     return [source.popleft() for _ in range(min(count, len(source)))]

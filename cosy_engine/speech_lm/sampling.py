@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cosy_engine.errors import InvalidRequestError
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """Nucleus of at most `top_k` ids up to probability `top_p`; an id that occurs at least `win_size * tau_r` times
-    among the last `win_size` is drawn again, without it."""
-
-    top_p: float = 0.8
-    top_k: int = 25
-    win_size: int = 10
-    tau_r: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, fits, wanted in (
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 1, "at least 1"),
-            ("win_size", self.win_size >= 1, "at least 1"),
-            ("tau_r", self.tau_r > 0, "above 0"),
-        ):
-            if not fits:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be {wanted}.", param=name)
-
+from cosy_engine.config import SamplingSettings
 
 GREEDY = SamplingSettings(top_p=1.0, top_k=1, win_size=1, tau_r=2.0)
 """Always the likeliest id, repeated or not."""
@@ -119,11 +96,16 @@ def _nucleus(p: Tensor, top_p: float, top_k: int) -> Tensor:
     return kept / kept.sum(-1, keepdim=True)
 
 
-def draw(probabilities: Tensor, generator: torch.Generator) -> int:
-    """One id from `probabilities` [V] on the CPU, with a single random number from the CPU `generator`."""
-    cumulative = probabilities.cumsum(dim=0)
-    uniform = torch.rand((), dtype=cumulative.dtype, generator=generator)
-    return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """One id [B] from each row of `probabilities` [B, V], decided by `uniform` numbers [B] in 0..1 (1 excluded)."""
+    cumulative = probabilities.cumsum(dim=-1)
+    chosen = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:], right=True)
+    return chosen.squeeze(-1)
+
+
+def uniform_numbers(generator: torch.Generator, count: int) -> Tensor:
+    """Numbers [count] in 0..1 (1 excluded), float64 on the CPU; the same ones whether drawn at once or one by one."""
+    return torch.rand(count, dtype=torch.float64, generator=generator)
 
 
 class RasSampler:
@@ -136,4 +118,5 @@ class RasSampler:
     def __call__(self, scores: Tensor, decoded: Sequence[int]) -> int:
         """The next id after `decoded`, for log-probabilities [V] on the CPU."""
         recent = torch.tensor([[-1, *decoded[-self.settings.win_size :]]])
-        return draw(ras_distribution(scores.unsqueeze(0), recent, self.settings)[0], self.generator)
+        probabilities = ras_distribution(scores.unsqueeze(0), recent, self.settings)
+        return int(draw(probabilities, uniform_numbers(self.generator, 1)))

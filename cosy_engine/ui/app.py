@@ -3,102 +3,144 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from cosy_engine.checkpoint.default import is_standin
-from cosy_engine.engine import Engine, SynthesisRequest
-from cosy_engine.errors import InvalidRequestError
+from cosy_engine.engine import Engine
+from cosy_engine.serving.access import Access
+from cosy_engine.serving.guard import MEGABYTE, Guard
 from cosy_engine.ui import cross_lingual, instruct, saved_speakers, zero_shot
-from cosy_engine.ui.common import PRIVATE, Tab, explain, message, speak
+from cosy_engine.ui.common import PRIVATE, message, note_of
+from cosy_engine.ui.player import START_JS, STOP_JS, player
+from cosy_engine.ui.run import Output, generator
+from cosy_engine.ui.text_box import text_box
 from cosy_engine.ui.texts import I18N, label, say
+from cosy_engine.ui.transcribe import find_transcriber
+from cosy_engine.ui.visitors import key_kept_by_browser, stores_of
 
 logger = logging.getLogger(__name__)
 
-MAX_UPLOAD = "30mb"
 CACHE_SECONDS = (600, 3600)  # look every ten minutes for uploads and results older than an hour
+SHOW_ERROR = "() => document.querySelector('.note .error')?.scrollIntoView({ block: 'center', behavior: 'smooth' })"
 
-_Outputs = tuple[object, object, object]  # live player, whole recording, message
+# Clicks that follow at once would each start a run, for Gradio learns only a moment later that one is going on.
+ONE_CLICK_A_TIME = """() => {
+  let last = -Infinity;
+  document.addEventListener("click", (click) => {
+    if (click.target.closest("#stop")) last = -Infinity;
+    if (!click.target.closest("#generate, #preview")) return;
+    if (click.timeStamp - last < 400) click.stopImmediatePropagation();
+    else last = click.timeStamp;
+  }, true);
+}"""
 
 
-def build(engine: Engine) -> gr.Blocks:
-    """The page over a running engine; `launch` serves it."""
-    can_stream = shutil.which("ffmpeg") is not None  # Gradio's streaming player encodes with it
+def build(engine: Engine, *, shared_voices: bool = False) -> gr.Blocks:
+    """The page over a running engine; `launch` serves it.
+
+    Args:
+        shared_voices: all visitors have the same saved voices, those of `engine.voices`; else each has their own.
+    """
+    transcriber = find_transcriber()
+    store_of = stores_of(engine, shared_voices)
     with gr.Blocks(title="CosyVoice", analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
+        visitor = key_kept_by_browser()
         gr.HTML(f"<h1>CosyVoice</h1><p>{engine.model.name} · {engine.model.device}</p>", elem_id="head", padding=False)
         if is_standin(engine.model.directory):
             gr.Markdown(label("untrained"), elem_id="untrained")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
-                text = gr.Textbox(
-                    label=label("text"), placeholder=label("text_hint"), lines=4, max_lines=12, elem_id="text"
-                )
+                text, text_note = text_box()
                 with gr.Tabs() as tabs_area:
                     tabs = [
-                        zero_shot.build(engine),
-                        cross_lingual.build(engine),
-                        instruct.build(engine),
-                        saved_speakers.build(engine, page),
+                        zero_shot.build(engine, text, transcriber),
+                        cross_lingual.build(engine, text),
+                        instruct.build(engine, text),
+                        saved_speakers.build(engine, page, text, transcriber, visitor, store_of, shared_voices),
                     ]
+                with gr.Accordion(label("help"), open=False, elem_id="help"):
+                    gr.Markdown(label("help_text"))
             with gr.Column(scale=2, min_width=320, elem_id="output"):
                 with gr.Row():
                     generate = gr.Button(label("generate"), variant="primary", scale=3, elem_id="generate")
                     stop = gr.Button(label("stop"), scale=1, min_width=80, elem_id="stop")
                 status = gr.HTML(elem_id="status", padding=False)
-                live = gr.Audio(
-                    label=label("live"),
-                    streaming=True,
-                    autoplay=True,
-                    interactive=False,
-                    buttons=[],
-                    visible=can_stream,
-                    elem_id="live",
-                )
+                live = player(engine.model.sample_rate)
                 result = gr.Audio(
-                    label=label("result"),
-                    interactive=False,
-                    autoplay=not can_stream,
-                    buttons=["download"],
-                    elem_id="result",
+                    label=label("result"), interactive=False, buttons=["download"], visible=False, elem_id="result"
                 )
                 with gr.Group():
-                    stream = gr.Checkbox(
-                        label=label("stream"),
-                        info=None if can_stream else label("no_ffmpeg"),
-                        value=can_stream,
-                        interactive=can_stream,
-                        elem_id="stream",
-                    )
+                    stream = gr.Checkbox(label=label("stream"), value=True, elem_id="stream")
                     speed = gr.Slider(0.5, 2.0, 1.0, step=0.05, label=label("speed"), elem_id="speed")
                     seed = gr.Textbox(label=label("seed"), placeholder=label("seed_hint"), max_lines=1, elem_id="seed")
+                    seed_note = note_of(seed)
+                    use_again = gr.Button(label("seed_again"), interactive=False, size="sm", elem_id="seed-again")
+                with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
+                    text_frontend = gr.Checkbox(
+                        label=label("text_frontend"), info=label("text_frontend_help"), value=True, elem_id="frontend"
+                    )
+        job = gr.Textbox(visible="hidden")
+        last_seed = gr.Textbox(visible="hidden")
         active = gr.Textbox(tabs[0].id, visible="hidden")
 
         for tab, area in zip(tabs, tabs_area.children, strict=True):
             area.select(None, None, active, js=f"() => '{tab.id}'", **PRIVATE)
-        inputs = [component for tab in tabs for component in tab.inputs]
-        run = gr.on(
-            [generate.click, text.submit],
-            _generator(engine, tabs, can_stream),
-            [active, text, speed, seed, stream, *inputs],
-            [live, result, status],
-            concurrency_limit=None,  # the engine has its own queue
+        output = Output(live, result, status, last_seed, use_again)
+        notes = {"text": text_note, "seed": seed_note}
+        inputs = [speed, seed, stream, text_frontend, *(component for tab in tabs for component in tab.inputs)]
+        run = {
+            "fn": generator(engine, tabs, notes, output),
+            "outputs": [*output.components, *notes.values(), *(note for tab in tabs for note in tab.notes.values())],
+            "js": START_JS,
+            "concurrency_limit": None,  # the engine has its own queue
+            "concurrency_id": "speak",
             **PRIVATE,
-        )
-        stop.click(_stopped, None, [live, status], cancels=[run], **PRIVATE)
+        }
+        page.load(None, js=ONE_CLICK_A_TIME, **PRIVATE)
+        saved = tabs[-1]
+        runs = [
+            gr.on([generate.click, text.submit], inputs=[job, active, text, *inputs], **run),
+            saved.preview.click(inputs=[job, gr.State(saved.id), gr.State(None), *inputs], **run),
+        ]
+        for started in runs:
+            started.then(None, js=SHOW_ERROR, **PRIVATE)
+            started.failure(None, js=STOP_JS, **PRIVATE)
+        stop.click(None, js=STOP_JS, **PRIVATE)  # at once; the next waits for the server
+        stopping = stop.click(None, cancels=runs, **PRIVATE)
+        stopping.then(_stopped, None, status, **PRIVATE)  # not before, or a late line of the run would stay
+        use_again.click(None, last_seed, seed, js="(seed) => seed", **PRIVATE)
     return page
 
 
-def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> None:
-    """Serve the page; returns when it is stopped, or at once with `block=False`.
+def launch(
+    page: gr.Blocks,
+    host: str,
+    port: int,
+    *,
+    access: Access | None = None,
+    routes: Sequence[Route] = (),
+    block: bool = True,
+) -> None:
+    """Serve the page, and `routes` beside it; returns when it is stopped, or at once with `block=False`.
 
     Raises:
         OSError: the port is taken.
     """
-    page.queue(max_size=64)
+    access = access or Access()
+    tls = {}
+    if access.tls is not None:
+        tls = {
+            "ssl_certfile": str(access.tls.certfile),
+            "ssl_keyfile": str(access.tls.keyfile),
+            "ssl_keyfile_password": access.tls.password,
+            "ssl_verify": False,  # Gradio calls itself once, by an address that the certificate need not name
+        }
+    page.queue(max_size=64, api_open=False)
     page.launch(
         server_name=host,
         server_port=port,
@@ -108,55 +150,29 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> None
         theme=_theme(),
         css_paths=Path(__file__).with_name("style.css"),
         footer_links=["gradio", "settings"],
+        auth=list(access.accounts) or None,
+        root_path=access.root_path,
+        max_file_size=access.max_upload_mb * MEGABYTE,
+        blocked_paths=[str(folder.absolute()) for folder in access.private],
+        app_kwargs={
+            "routes": list(routes),
+            "middleware": [Middleware(Guard, max_upload_mb=access.max_upload_mb)],
+            "openapi_url": None,
+        },
         run_history=False,
-        max_file_size=MAX_UPLOAD,
+        enable_monitoring=False,
+        mcp_server=False,
         ssr_mode=False,
         share=False,
+        **tls,
     )
     logger.info("The page is at %s", page.local_url)
     if block:
         page.block_thread()
 
 
-def _generator(engine: Engine, tabs: list[Tab], can_stream: bool) -> Callable[..., AsyncIterator[_Outputs]]:
-    """What the Generate button does; nothing that goes wrong in it leaves it as an exception."""
-
-    async def generate(
-        web: gr.Request, active: str, text: str, speed: float, seed: str, stream: bool, *inputs: object
-    ) -> AsyncIterator[_Outputs]:
-        try:
-            yield gr.skip(), None, message(say(web, "working"))
-            fields = await _fields_of(tabs, active, web, inputs)
-            request = SynthesisRequest(text=text, speed=speed, seed=_seed(web, seed), stream=stream, **fields)
-            async with aclosing(speak(engine, request, web)) as steps:
-                async for live, whole, said in steps:
-                    yield live if can_stream else gr.skip(), whole, said
-        except Exception as error:
-            yield gr.skip(), gr.skip(), explain(error, web)
-
-    return generate
-
-
-async def _fields_of(tabs: list[Tab], active: str, web: gr.Request, inputs: tuple[object, ...]) -> dict[str, object]:
-    """What the active tab adds to a request, from the values of all tabs' inputs."""
-    for tab in tabs:
-        own, inputs = inputs[: len(tab.inputs)], inputs[len(tab.inputs) :]
-        if tab.id == active:
-            return await tab.fields(web, *own)
-    raise ValueError(f"no tab is called {active!r}")
-
-
-def _seed(web: gr.Request, typed: str) -> int | None:
-    if not typed.strip():
-        return None
-    try:
-        return int(typed)
-    except ValueError:
-        raise InvalidRequestError(say(web, "bad_seed"), param="seed") from None
-
-
-def _stopped(web: gr.Request) -> tuple[object, str]:
-    return None, message(say(web, "stopped"))
+def _stopped(web: gr.Request) -> str:
+    return message(say(web, "stopped"))
 
 
 def _theme() -> gr.themes.Base:
@@ -169,7 +185,7 @@ def _theme() -> gr.themes.Base:
     ).set(
         body_text_color_subdued="*neutral_600",
         button_cancel_text_color="#b91c1c",
-        button_cancel_text_color_dark="#fca5a5",
+        button_cancel_text_color_dark="#fecaca",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",

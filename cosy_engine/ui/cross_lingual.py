@@ -5,16 +5,19 @@ from __future__ import annotations
 import gradio as gr
 
 from cosy_engine.engine import Engine
-from cosy_engine.ui.common import Tab, help_text, make_prompt, prompt_audio
+from cosy_engine.ui import examples
+from cosy_engine.ui.common import Tab, help_text
+from cosy_engine.ui.recording import make_prompt, recording_field
 from cosy_engine.ui.texts import label
 
 
-def build(engine: Engine) -> Tab:
+def build(engine: Engine, text: gr.Textbox) -> Tab:
     with gr.Tab(label("cross_lingual"), id="cross_lingual"):
         help_text("cross_lingual_help")
-        recording = prompt_audio()
+        recording = recording_field()
+        examples.build("cross_lingual", text, recording.audio)
 
-    async def fields(web: gr.Request, recording: str | None) -> dict[str, object]:
-        return {"mode": "cross_lingual", "prompt": await make_prompt(engine, web, recording)}
+    async def fields(web: gr.Request, path: str | None) -> dict[str, object]:
+        return {"mode": "cross_lingual", "prompt": await make_prompt(engine, web, path)}
 
-    return Tab("cross_lingual", [recording], fields)
+    return Tab("cross_lingual", [recording.audio], fields, {"prompt_audio": recording.note})

@@ -29,10 +29,16 @@ def clean_name(name: str) -> str:
     one_line = " ".join(name.split())
     cleaned = unicodedata.normalize("NFC", "".join(c for c in one_line if not _is_control(c))).strip()
     if not cleaned.strip(JOINERS):
-        raise InvalidRequestError("Give the voice a name with at least one visible character.", param="name")
+        raise InvalidRequestError(
+            "Give the voice a name with at least one visible character.", param="name", code="name_empty"
+        )
     if len(cleaned) > MAX_NAME_LENGTH:
         raise InvalidRequestError(
-            f"The voice's name has {len(cleaned)} characters; use at most {MAX_NAME_LENGTH}.", param="name"
+            f"The voice's name has {len(cleaned)} characters; use at most {MAX_NAME_LENGTH}.",
+            param="name",
+            code="name_too_long",
+            count=len(cleaned),
+            most=MAX_NAME_LENGTH,
         )
     return cleaned
 

@@ -54,12 +54,20 @@ class VoiceStore:
         folder: where saved voices live; made when the first one is saved.
         fingerprint: of the model that will speak; None when none is at hand, then `get` refuses no voice.
         builtin: the model's own voices, by id. A saved voice of the same id hides one.
+        limit: how many voices may be saved; None for any number.
     """
 
-    def __init__(self, folder: Path, fingerprint: str | None, builtin: Mapping[str, Voice] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str | None,
+        builtin: Mapping[str, Voice] | None = None,
+        limit: int | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.fingerprint = fingerprint
         self.builtin = dict(builtin or {})
+        self.limit = limit
         with suppress(OSError), locked(self.folder, wait=False):
             self._remove_leftovers()
 
@@ -71,7 +79,7 @@ class VoiceStore:
 
         Raises:
             VoiceExistsError: a voice has this name.
-            InvalidRequestError: the name or the prompt cannot be stored.
+            InvalidRequestError: the name or the prompt cannot be stored, or no further voice may be saved.
         """
         return self._save(clean_name(name), prompt, replace)
 
@@ -94,11 +102,13 @@ class VoiceStore:
             raise _not_found(voice_id) from None
         except InvalidRequestError as error:
             raise VoiceNotFoundError(
-                f"The voice {voice_id!r} is damaged; delete it and save it again. {error.message}", param="voice"
+                f"The voice {voice_id!r} is damaged; delete it and save it again. {error.message}",
+                param="voice",
+                code="voice_damaged",
             ) from None
         problem = self._mismatch(voice.fingerprint)
         if problem:
-            raise VoiceMismatchError(f"The voice {voice_id!r} {problem}", param="voice")
+            raise VoiceMismatchError(f"The voice {voice_id!r} {problem}", param="voice", code="voice_mismatch")
         return voice
 
     def list(self) -> list[VoiceInfo]:
@@ -126,7 +136,9 @@ class VoiceStore:
             try:
                 about = read_metadata(self._tensors(voice_id))
             except (InvalidRequestError, OSError):
-                raise VoiceNotFoundError(f"The voice {voice_id!r} is damaged; delete it.", param="voice") from None
+                raise VoiceNotFoundError(
+                    f"The voice {voice_id!r} is damaged; delete it.", param="voice", code="voice_damaged"
+                ) from None
             write_atomically(self._entry(voice_id), _json(about | {"id": voice_id, "name": new_name}))
 
     def delete(self, voice_id: str) -> None:
@@ -150,14 +162,14 @@ class VoiceStore:
             name: another name than the one in the file.
 
         Raises:
-            InvalidRequestError: this is no voice file, or it is damaged.
+            InvalidRequestError: this is no voice file, or it is damaged, or no further voice may be saved.
             VoiceMismatchError: it was made with another model.
             VoiceExistsError: a voice has this name.
         """
         voice = unpack(data)
         problem = self._mismatch(voice.fingerprint)
         if problem:
-            raise VoiceMismatchError(f"The voice {voice.name!r} {problem}", param="voice")
+            raise VoiceMismatchError(f"The voice {voice.name!r} {problem}", param="voice", code="voice_mismatch")
         return self._save(clean_name(voice.name if name is None else name), voice.prompt, False)
 
     def _save(self, name: str, prompt: Prompt, may_replace: bool) -> Voice:
@@ -177,11 +189,19 @@ class VoiceStore:
         return voice
 
     def _choose_id(self, name: str, may_replace: bool) -> str:
-        same = [info for info in self._saved() if info.name == name]
+        saved = list(self._saved())
+        same = [info for info in saved if info.name == name]
         if same and may_replace:
             return same[0].id
         if name in self._names():
             raise _exists(name)
+        if self.limit is not None and len(saved) >= self.limit:
+            raise InvalidRequestError(
+                f"{len(saved)} voices are saved already, and no more may be: delete one first.",
+                param="name",
+                code="too_many_voices",
+                count=len(saved),
+            )
         stems = {path.stem for pattern in ("*.json", "*.safetensors") for path in self.folder.glob(pattern)}
         return first_free(slug(name), stems | set(self.builtin))
 
@@ -233,7 +253,9 @@ class VoiceStore:
     def _not_saved(self, voice_id: str) -> CosyError:
         if voice_id in self.builtin:
             return InvalidRequestError(
-                f"The voice {voice_id!r} comes with the model; it stays as it is.", param="voice"
+                f"The voice {voice_id!r} comes with the model; it stays as it is.",
+                param="voice",
+                code="voice_builtin",
             )
         return _not_found(voice_id)
 
@@ -265,8 +287,17 @@ def _shown(text: object) -> str:
 
 
 def _not_found(voice_id: object) -> VoiceNotFoundError:
-    return VoiceNotFoundError(f"There is no voice {_shown(voice_id)}; list the voices to see their ids.", param="voice")
+    return VoiceNotFoundError(
+        f"There is no voice {_shown(voice_id)}; list the voices to see their ids.",
+        param="voice",
+        code="voice_not_found",
+    )
 
 
 def _exists(name: str) -> VoiceExistsError:
-    return VoiceExistsError(f"There is a voice named {name!r} already; choose another name or delete it.", param="name")
+    return VoiceExistsError(
+        f"There is a voice named {name!r} already; choose another name or delete it.",
+        param="name",
+        code="voice_exists",
+        name=name,
+    )

@@ -176,4 +176,4 @@ def _metadata_of(head: bytes, file_size: int) -> dict[str, str]:
 
 
 def _unfit(what: str) -> InvalidRequestError:
-    return InvalidRequestError(f"This voice file cannot be used: {what}.", param="voice")
+    return InvalidRequestError(f"This voice file cannot be used: {what}.", param="voice", code="bad_voice_file")

@@ -17,13 +17,14 @@ from cosy_engine.modules.upsample_encoder import PreLookaheadLayer, UpsampleConf
 from tests.golden.registry import Case, CheckResult, check
 
 
-def _build_estimator(arguments: dict[str, Any]) -> nn.Module:
+def build_estimator(arguments: dict[str, Any]) -> nn.Module:
+    """The velocity estimator of these constructor arguments: the DiT has a `dim`, the U-Net has not."""
     return DiT(**arguments) if "dim" in arguments else CausalConditionalDecoder(**arguments)
 
 
 def build_flow(constructor: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     """A flow of the sizes in `constructor` (`flow`, `encoder` or `pre_lookahead_layer`, `cfm`, `estimator`)."""
-    decoder = CausalConditionalCFM(**constructor["cfm"], estimator=_build_estimator(constructor["estimator"]))
+    decoder = CausalConditionalCFM(**constructor["cfm"], estimator=build_estimator(constructor["estimator"]))
     if "encoder" in constructor:
         encoder = UpsampleConformerEncoder(**constructor["encoder"])
         flow = CausalMaskedDiffWithXvec(**constructor["flow"], encoder=encoder, decoder=decoder)
@@ -48,7 +49,7 @@ def check_encoder(case: Case, result: CheckResult) -> None:
 
 @check("cv2_estimator", "cv3_estimator")
 def check_estimator(case: Case, result: CheckResult) -> None:
-    estimator = _build_estimator(case.meta["constructor"])
+    estimator = build_estimator(case.meta["constructor"])
     estimator.load_state_dict(case.weights("model"))
     velocity = estimator.eval()(**case.ins, streaming=case.meta["call"]["streaming"])
     result.close("y", velocity, case.outs["y"])
@@ -57,7 +58,7 @@ def check_estimator(case: Case, result: CheckResult) -> None:
 @check("cv2_cfm", "cv3_cfm")
 def check_cfm(case: Case, result: CheckResult) -> None:
     constructor, call = case.meta["constructor"], case.meta["call"]
-    estimator = _build_estimator(constructor["estimator"])
+    estimator = build_estimator(constructor["estimator"])
     estimator.load_state_dict(case.weights("model"))
     cfm = CausalConditionalCFM(**constructor["cfm"], estimator=estimator).eval()
     entering: list[tuple[Tensor, Tensor]] = []

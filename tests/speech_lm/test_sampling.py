@@ -13,6 +13,7 @@ from cosy_engine.speech_lm.sampling import (
     nucleus_candidates,
     ras_distribution,
     ras_two_step,
+    uniform_numbers,
 )
 
 PUBLISHED = SamplingSettings()
@@ -94,9 +95,16 @@ def test_single_draws_of_the_two_step_procedure_fit_too() -> None:
 def test_draws_fit_their_probabilities() -> None:
     probabilities = torch.tensor([0.0, 0.5, 0.0, 0.25, 0.2, 0.05, 0.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(3)
-    counts = torch.tensor([draw(probabilities, generator) for _ in range(50_000)]).bincount(minlength=7)
+    drawn = draw(probabilities.expand(50_000, 7), uniform_numbers(generator, 50_000))
+    counts = drawn.bincount(minlength=7)
     assert counts[probabilities == 0].sum() == 0
     assert p_value(counts, probabilities) > 1e-3
+
+
+def test_random_numbers_are_the_same_at_once_and_one_by_one() -> None:
+    at_once = uniform_numbers(torch.Generator().manual_seed(4), 100)
+    generator = torch.Generator().manual_seed(4)
+    assert torch.equal(at_once, torch.cat([uniform_numbers(generator, 1) for _ in range(100)]))
 
 
 def test_distribution_by_hand() -> None:

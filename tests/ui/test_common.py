@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from cosy_engine.ui.common import message, or_nothing
+from cosy_engine.ui.common import message
+from cosy_engine.ui.run import or_nothing
 
 
 async def test_items_pass_and_silence_is_filled() -> None:

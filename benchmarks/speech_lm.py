@@ -1,0 +1,152 @@
+"""The speech LM on PyTorch and on vLLM in one run: `python -m benchmarks.speech_lm [--published] [--json F]`.
+
+For each number of requests at once: speech tokens a second of all of them together, and the time to the 28th token,
+after which the first sound is made, of the median and of the slowest request. The third column runs vLLM without
+repetition-aware sampling, greedily, to show what the sampling costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cosy_engine.checkpoint.default import default_model_dir
+from cosy_engine.checkpoint.load import load_speech_lm
+from cosy_engine.config import VllmSettings, choose_device, vllm_options
+from cosy_engine.modules.qwen2_lm import CosyVoice3LM, Qwen2Encoder, Qwen2LM
+from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
+from cosy_engine.speech_lm.decoding import SpeechCodeLM
+from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
+from cosy_engine.speech_lm.vllm_export import write_export
+from cosy_engine.speech_lm.vllm_lm import VllmSpeechLM
+
+FIRST_SOUND = 28  # tokens: a hop of 25 and 3 to look ahead
+PROMPT_TEXT, TEXT, PROMPT_SPEECH = 15, 50, 125  # tokens; five seconds of recording
+PUBLISHED_SIZES = {
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "intermediate_size": 4864,
+    "vocab_size": 151936,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+}
+WITHOUT_RAS = {"logits_processors": ["benchmarks.greedy_processor:GreedyProcessor"]}
+
+console = Console(stderr=True)
+
+
+def main(
+    model_dir: Annotated[Path | None, typer.Option(help="A local model directory; default: the shipped one.")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Random weights in the published models' sizes instead.")
+    ] = False,
+    version: Annotated[int, typer.Option(min=2, max=3, help="2 or 3, for --published.")] = 2,
+    at_once: Annotated[str, typer.Option(help="Numbers of requests.")] = "1,4,16,64",
+    tokens: Annotated[int, typer.Option(min=FIRST_SOUND, help="Speech tokens a request.")] = 250,
+    device: Annotated[str, typer.Option(help="Of PyTorch; vLLM's depends on its build.")] = "auto",
+    fp16: Annotated[bool, typer.Option("--fp16", help="PyTorch in half precision.")] = False,
+    vllm_args: Annotated[str, typer.Option(metavar="JSON", help="Arguments of vLLM's engine.")] = "",
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Measure and print a table."""
+    levels = [int(level) for level in at_once.split(",")]
+    lm = random_lm(version) if published else load_speech_lm(model_dir or default_model_dir())
+    settings: VllmSettings = vllm_options(True, vllm_args)["vllm"]
+    where = choose_device(device)
+    rows = []
+    with tempfile.TemporaryDirectory() as export:
+        write_export(lm, Path(export))
+        backends = {
+            "torch": lambda: TorchSpeechLM(lm.to(where, torch.float16 if fp16 else torch.float32)),
+            "vllm": lambda: VllmSpeechLM(lm, Path(export), settings),
+            "vllm, greedy": lambda: VllmSpeechLM(
+                lm, Path(export), settings.model_copy(update={"args": settings.args | WITHOUT_RAS})
+            ),
+        }
+        for name, start in backends.items():
+            with console.status(f"{name}: starting"), running(start()) as speech_lm:
+                for level in levels:
+                    console.log(f"{name}: {level} at once")
+                    asyncio.run(measure(speech_lm, lm, level, FIRST_SOUND))  # the first use of a batch size is slow
+                    rows.append(
+                        {"backend": name, "at_once": level} | asyncio.run(measure(speech_lm, lm, level, tokens))
+                    )
+    show(rows)
+    if as_json:
+        as_json.write_text(json.dumps({"tokens": tokens, "results": rows}, indent=1), encoding="utf-8")
+
+
+def random_lm(version: int) -> SpeechCodeLM:
+    """A speech LM of the published sizes with random weights, on the CPU."""
+    torch.manual_seed(0)
+    width = PUBLISHED_SIZES["hidden_size"]
+    return (Qwen2LM if version == 2 else CosyVoice3LM)(width, width, 6561, Qwen2Encoder(PUBLISHED_SIZES)).eval()
+
+
+@contextmanager
+def running(speech_lm: SpeechLM) -> Iterator[SpeechLM]:
+    try:
+        yield speech_lm
+    finally:
+        speech_lm.close()
+
+
+async def measure(speech_lm: SpeechLM, lm: SpeechCodeLM, level: int, tokens: int) -> dict[str, float]:
+    """`level` requests that start together, each of `tokens` speech tokens."""
+    generator = torch.Generator().manual_seed(level * 1000 + tokens)
+    text_vocabulary = lm.llm.model.model.embed_tokens.num_embeddings
+    started = time.perf_counter()
+
+    def ids(count: int, below: int) -> list[int]:
+        return torch.randint(below, (count,), generator=generator).tolist()
+
+    async def listen(codes: AsyncIterator[int]) -> list[float]:
+        return [time.perf_counter() - started async for _ in codes]
+
+    ratio = tokens / TEXT
+    requests = [
+        SpeechLMRequest(
+            ids(TEXT, text_vocabulary),
+            ids(PROMPT_TEXT, text_vocabulary),
+            ids(PROMPT_SPEECH, lm.speech_token_size),
+            seed=number,
+            min_ratio=ratio,
+            max_ratio=ratio,
+        )
+        for number in range(level)
+    ]
+    started = time.perf_counter()
+    arrivals = await asyncio.gather(*(listen(speech_lm.generate(request)) for request in requests))
+    seconds = time.perf_counter() - started
+    firsts = [moments[FIRST_SOUND - 1] for moments in arrivals]
+    return {
+        "tokens_per_second": round(sum(map(len, arrivals)) / seconds, 1),
+        "median_28th_ms": round(1000 * statistics.median(firsts), 1),
+        "slowest_28th_ms": round(1000 * max(firsts), 1),
+    }
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    table = Table(*rows[0], title=f"{os.cpu_count()} cores, torch {torch.__version__}", box=None)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
