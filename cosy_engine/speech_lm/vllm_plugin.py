@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cosy_engine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from cosy_engine.speech_lm.sampling import SamplingSettings
+    from cosy_engine.config import SamplingSettings
 
 ARCHITECTURE = "CosyVoice2ForCausalLM"
 RAS_ARGUMENT = "cosy_ras"  # key of SamplingParams.extra_args

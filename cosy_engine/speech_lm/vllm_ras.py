@@ -19,7 +19,8 @@ from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from cosy_engine.speech_lm.sampling import SamplingSettings, draw, ras_distribution, uniform_numbers
+from cosy_engine.config import SamplingSettings
+from cosy_engine.speech_lm.sampling import draw, ras_distribution, uniform_numbers
 from cosy_engine.speech_lm.vllm_plugin import RAS_ARGUMENT, register
 
 register()  # from a source tree there is no entry point; workers import this module before they load the model

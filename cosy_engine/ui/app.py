@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -93,8 +94,9 @@ def build(engine: Engine, *, shared_voices: bool = False) -> gr.Blocks:
         output = Output(live, result, status, last_seed, use_again)
         notes = {"text": text_note, "seed": seed_note}
         inputs = [speed, seed, stream, text_frontend, *(component for tab in tabs for component in tab.inputs)]
+        running: dict[str, object] = {}
         run = {
-            "fn": generator(engine, tabs, notes, output),
+            "fn": generator(engine, tabs, notes, output, running),
             "outputs": [*output.components, *notes.values(), *(note for tab in tabs for note in tab.notes.values())],
             "js": START_JS,
             "concurrency_limit": None,  # the engine has its own queue
@@ -112,7 +114,9 @@ def build(engine: Engine, *, shared_voices: bool = False) -> gr.Blocks:
             started.failure(None, js=STOP_JS, **PRIVATE)
         stop.click(None, js=STOP_JS, **PRIVATE)  # at once; the next waits for the server
         stopping = stop.click(None, cancels=runs, **PRIVATE)
-        stopping.then(_stopped, None, status, **PRIVATE)  # not before, or a late line of the run would stay
+        stopping.then(
+            partial(_stopped, running), None, status, **PRIVATE
+        )  # not before, or a late line of the run would stay
         use_again.click(None, last_seed, seed, js="(seed) => seed", **PRIVATE)
     return page
 
@@ -171,7 +175,8 @@ def launch(
         page.block_thread()
 
 
-def _stopped(web: gr.Request) -> str:
+def _stopped(running: dict[str, object], web: gr.Request) -> str:
+    running.pop(web.session_hash, None)
     return message(say(web, "stopped"))
 
 

@@ -48,11 +48,15 @@ class Step:
     done: Synthesis | None = None
 
 
-def generator(engine: Engine, tabs: list[Tab], notes: Notes, output: Output) -> Callable[..., AsyncIterator[Updates]]:
+def generator(
+    engine: Engine, tabs: list[Tab], notes: Notes, output: Output, running: dict[str, object]
+) -> Callable[..., AsyncIterator[Updates]]:
     """What the Generate button does; nothing that goes wrong in it leaves it as an exception.
 
     Args:
         notes: places for sentences about the text and the seed; the tabs have those of the other fields.
+        running: the run that a page is in, by the page's session. One that is no longer there ends within a second:
+            Gradio's own cancelling misses a run whose page does not yet know that it has begun.
     """
     empty = dict.fromkeys([*notes.values(), *(note for tab in tabs for note in tab.notes.values())], "")
 
@@ -67,6 +71,7 @@ def generator(engine: Engine, tabs: list[Tab], notes: Notes, output: Output) -> 
         text_frontend: bool,
         *inputs: object,
     ) -> AsyncIterator[Updates]:
+        this_run = running[web.session_hash] = object()
         feed = Feed(job)
         heard: list[np.ndarray] = []
         yield empty | {output.result: gr.Audio(None, visible=False), output.status: message(say(web, "working"))}
@@ -80,6 +85,8 @@ def generator(engine: Engine, tabs: list[Tab], notes: Notes, output: Output) -> 
             request = SynthesisRequest(text=text, **settings, **await tab.fields(web, *own))
             async with aclosing(speak(engine, request, web)) as steps:
                 async for step in steps:
+                    if running.get(web.session_hash) is not this_run:
+                        return
                     updates = {output.status: step.status}
                     if step.samples is not None:
                         heard.append(step.samples)
@@ -89,6 +96,9 @@ def generator(engine: Engine, tabs: list[Tab], notes: Notes, output: Output) -> 
                     yield updates
         except Exception as error:
             yield {output.live: feed.end()} | place(error, web, fields_at_fault, output.status)
+        finally:
+            if running.get(web.session_hash) is this_run:
+                del running[web.session_hash]
 
     return generate
 
