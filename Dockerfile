@@ -40,13 +40,15 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && /opt/venv/bin/pip install -r requirements.txt
 
 
-# torch from PyPI brings CUDA with it; requirements-gpu.txt holds what only GPUs use, when there is one.
+# torch from PyPI brings CUDA with it. vLLM is built for a certain torch; TensorRT fetches its libraries from NVIDIA.
 FROM ${PYTHON_IMAGE} AS packages-gpu
-COPY requirements.txt requirements-gpu.tx[t] ./
+COPY requirements.txt requirements-gpu.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/venv \
     && /opt/venv/bin/pip install -r requirements.txt \
-    && if [ -f requirements-gpu.txt ]; then /opt/venv/bin/pip install -r requirements-gpu.txt; fi
+    && /opt/venv/bin/pip install torch==2.11.0 \
+    && /opt/venv/bin/pip install --no-deps -r requirements-gpu.txt \
+    && /opt/venv/bin/pip install "tensorrt>=10.10,<12"
 
 
 FROM scratch AS code

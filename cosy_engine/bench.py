@@ -75,7 +75,6 @@ async def run(
     Returns:
         model, device, and results: a dict a level with concurrency, requests, errors, audio_seconds, wall_seconds,
         audio_per_second (of all listeners together), ttfa_p50, ttfa_p95 (seconds), rtf_p50.
-        when no request made a sound.
     """
     options: dict[str, object] = {"voice": voice}
     if voice is None:
