@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -16,11 +15,11 @@ from cosy_engine.engine import Engine
 from cosy_engine.serving.access import Access
 from cosy_engine.serving.guard import MEGABYTE, Guard
 from cosy_engine.ui import cross_lingual, instruct, saved_speakers, zero_shot
-from cosy_engine.ui.common import PRIVATE, message, note_of
+from cosy_engine.ui.common import PRIVATE, note_of
 from cosy_engine.ui.player import START_JS, STOP_JS, player
-from cosy_engine.ui.run import Output, generator
+from cosy_engine.ui.run import Output, generator, stopper
 from cosy_engine.ui.text_box import text_box
-from cosy_engine.ui.texts import I18N, label, say
+from cosy_engine.ui.texts import I18N, label
 from cosy_engine.ui.transcribe import find_transcriber
 from cosy_engine.ui.visitors import key_kept_by_browser, stores_of
 
@@ -35,7 +34,7 @@ ONE_CLICK_A_TIME = """() => {
   document.addEventListener("click", (click) => {
     if (click.target.closest("#stop")) last = -Infinity;
     if (!click.target.closest("#generate, #preview")) return;
-    if (click.timeStamp - last < 400) click.stopImmediatePropagation();
+    if (click.timeStamp - last < 150) click.stopImmediatePropagation();
     else last = click.timeStamp;
   }, true);
 }"""
@@ -114,9 +113,7 @@ def build(engine: Engine, *, shared_voices: bool = False) -> gr.Blocks:
             started.failure(None, js=STOP_JS, **PRIVATE)
         stop.click(None, js=STOP_JS, **PRIVATE)  # at once; the next waits for the server
         stopping = stop.click(None, cancels=runs, **PRIVATE)
-        stopping.then(
-            partial(_stopped, running), None, status, **PRIVATE
-        )  # not before, or a late line of the run would stay
+        stopping.then(stopper(running), None, status, **PRIVATE)  # not before: a late line of the run would stay
         use_again.click(None, last_seed, seed, js="(seed) => seed", **PRIVATE)
     return page
 
@@ -173,11 +170,6 @@ def launch(
     logger.info("The page is at %s", page.local_url)
     if block:
         page.block_thread()
-
-
-def _stopped(running: dict[str, object], web: gr.Request) -> str:
-    running.pop(web.session_hash, None)
-    return message(say(web, "stopped"))
 
 
 def _theme() -> gr.themes.Base:

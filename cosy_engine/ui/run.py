@@ -103,6 +103,16 @@ def generator(
     return generate
 
 
+def stopper(running: dict[str, object]) -> Callable[[gr.Request], str]:
+    """What the Stop button does, and says."""
+
+    def stop(web: gr.Request) -> str:
+        running.pop(web.session_hash, None)
+        return message(say(web, "stopped"))
+
+    return stop
+
+
 async def speak(engine: Engine, request: SynthesisRequest, web: gr.Request) -> AsyncIterator[Step]:
     """The steps of a run, at least one a second.
 

@@ -102,7 +102,6 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Pauses: {value:.0%} of the time is silence; trim it or record again",
         "停顿：{value:.0%} 为静音，请裁剪或重录",
     ),
-    "listening": ("Writing down what is said…", "正在识别录音内容…"),
     # how it is said
     "instruction": ("How it shall be said", "说话方式"),
     "instruction_hint": ("For example: speak slowly and softly", "例如：用四川话说这句话"),

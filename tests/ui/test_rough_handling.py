@@ -30,6 +30,7 @@ def test_50_rapid_clicks(visitor: Visitor, engine: Engine) -> None:
     visitor.open_tab("Cross-lingual")
     visitor.upload(GOOD)
     visitor.type("#text", "Good morning.")
+    visitor.panel.locator(".verdict").wait_for()
     runs = []
     visitor.page.on("request", lambda request: runs.append(request) if "/queue/join" in request.url else None)
     visitor.page.evaluate("for (let click = 0; click < 50; click++) document.getElementById('generate').click()")
