@@ -45,7 +45,8 @@ class CosyVoice:
 
     Args:
         model_dir: a directory, or a ModelScope or Hugging Face id.
-        load_jit: compile the flow's network (`torch.compile`): slower to start, faster after.
+        load_jit: compile the flow's network (`torch.compile`): slower to start, faster after. In streaming the shapes
+            change with every chunk, so the first streams wait for the compiler too.
         load_trt: the flow on TensorRT, built at the first start; see docs/performance.md.
         load_vllm: the speech LM on vLLM, whose processes import the program again: it needs `if __name__ ==
             "__main__":`. `settings.vllm` says how it runs.
