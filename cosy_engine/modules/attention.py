@@ -1,39 +1,52 @@
-"""What the attention layers of the flow share: chunk masks and the memory of keys and values."""
+"""What the attention layers of the flow share: chunk masks, and attention to what was fed before."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosy_engine.modules.key_values import KeyValues
 from cosy_engine.modules.streaming import State
 
 
-def attention_mask(past: int, new: int, chunk: int, device: torch.device, valid: Tensor | None = None) -> Tensor | None:
-    """Which keys the new positions see: bool `[B or 1, 1, new or 1, past+new]`, or None if they see all.
+def attention_masks(
+    pasts: Sequence[int], new: int, chunk: int, device: torch.device, valid: Tensor | None = None
+) -> list[Tensor | None]:
+    """For each stream of a batch, which keys its new positions see: bool `[rows or 1, 1, new or 1, past+new]`, or None
+    if they see all.
 
-    Position i sees key j if `j < (i // chunk + 1) * chunk`: its own chunk as far as it has been fed, and all before it.
+    Position i of those fed now sees all that were fed before, and of the new ones its own chunk and those before it.
+    So a chunk is final once it has been fed, and what is fed at a time begins a chunk.
 
     Args:
-        past: positions fed before.
+        pasts: positions fed before, of each stream.
         new: positions fed now.
         chunk: length of a chunk; 0 means no chunks, every position sees every key.
         valid: `[B, 1, new]`, nonzero where a new position is not padding. Padding is hidden as key only.
     """
-    mask = None
-    # An exported graph serves every length, so it always has the mask.
-    if chunk and (torch.compiler.is_exporting() or past + new > (past // chunk + 1) * chunk):
-        end_of_chunk = (torch.arange(past, past + new, device=device) // chunk + 1) * chunk
-        mask = (torch.arange(past + new, device=device) < end_of_chunk[:, None])[None, None]
-    if valid is not None:
-        keys = F.pad(valid.bool(), (past, 0), value=True)[:, None]
-        mask = keys if mask is None else mask & keys
-    return mask
+    seen = None
+    if chunk and (torch.compiler.is_exporting() or new > chunk):  # an exported graph serves every length
+        position = torch.arange(new, device=device)
+        seen = (position < ((position // chunk + 1) * chunk)[:, None])[None, None]
+    rows = [None] * len(pasts) if valid is None else _rows(valid.bool()[:, None], len(pasts))
+    return [_with_past(_both(seen, own), past) for past, own in zip(pasts, rows, strict=True)]
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a & b
+
+
+def _with_past(mask: Tensor | None, past: int) -> Tensor | None:
+    return None if mask is None else F.pad(mask, (past, 0), value=True)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """`[B, T, heads*d]` -> `[B, heads, T, d]`."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    batch, frames, width = x.shape
+    return x.view(batch, frames, heads, width // heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -41,21 +54,46 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def no_keys(batch_size: int, heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> State:
-    """State of an attention layer before its first position: `key` and `value`, `[B, heads, 0, d]` each."""
-    empty = torch.empty(batch_size, heads, 0, head_dim, device=device, dtype=dtype)
-    return {"key": empty, "value": empty}
+def no_past(batch_size: int, heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> State:
+    """State of an attention layer before its first position: the keys and values of its `past`."""
+    return {"past": KeyValues.empty(batch_size, heads, head_dim, device, dtype)}
 
 
-def past_positions(state: State | None) -> int:
-    """How many positions an attention layer with this state has been fed."""
-    return 0 if state is None else state["key"].shape[2]
+def past_of(state: State | None) -> list[KeyValues]:
+    """What each stream of a batch has been fed, from the state of an attention layer; nothing without a state."""
+    past = [] if state is None else state["past"]
+    return past if isinstance(past, list) else [past]
 
 
-def append_keys(key: Tensor, value: Tensor, state: State | None) -> tuple[Tensor, Tensor]:
-    """All keys and values so far, `[B, heads, past+new, d]`; they are what the state holds from now on."""
-    if state is None:
-        return key, value
-    state["key"] = torch.cat([state["key"], key], dim=2)
-    state["value"] = torch.cat([state["value"], value], dim=2)
-    return state["key"], state["value"]
+def past_lengths(state: State | None) -> list[int]:
+    """How many positions each stream of a batch has been fed; `[0]` without a state."""
+    return [past.length for past in past_of(state)] or [0]
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, masks: Sequence[Tensor | None], state: State | None = None
+) -> Tensor:
+    """Attention of new positions to themselves and to all before them.
+
+    Args:
+        query, key, value: `[B, heads, new, d]` of the new positions. A batch may hold several streams, which have as
+            many rows each.
+        masks: of `attention_mask`, one for each stream.
+        state: of the layer; the keys and values are appended. None: nothing was before.
+
+    Returns:
+        `[B, heads, new, d]`.
+    """
+    streams = past_of(state)
+    if not streams:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=masks[0])
+    attended = []
+    rows = zip(*(_rows(tensor, len(streams)) for tensor in (query, key, value)), masks, streams, strict=True)
+    for query, key, value, mask, past in rows:
+        past.append(key, value)
+        attended.append(F.scaled_dot_product_attention(query, past.keys, past.values, attn_mask=mask))
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+def _rows(tensor: Tensor, streams: int) -> Sequence[Tensor]:
+    return [tensor] if streams == 1 else tensor.chunk(streams)

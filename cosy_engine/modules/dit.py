@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.modules.attention import (
-    append_keys,
-    attention_mask,
-    merge_heads,
-    no_keys,
-    past_positions,
-    split_heads,
-)
+from cosy_engine.modules.attention import attend, attention_masks, merge_heads, no_past, past_lengths, split_heads
 from cosy_engine.modules.causal_conv import CausalConv1d
 from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.streaming import State
@@ -77,10 +72,13 @@ class RotaryEmbedding(nn.Module):
         self.inv_freq = exact.to(self.inv_freq.device)
         return self
 
-    def forward(self, past: int, new: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, `[new, dim/2]` each, of the positions past ... past+new-1."""
-        positions = torch.arange(past, past + new, device=self.inv_freq.device)
-        angle = positions[:, None] * self.inv_freq
+    def forward(self, pasts: Sequence[int], new: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, `[1 or rows, new, dim/2]` each, of the positions past ... past+new-1 of each stream; the
+        streams share the rows of a batch evenly."""
+        positions = torch.stack([torch.arange(past, past + new, device=self.inv_freq.device) for past in pasts])
+        if len(pasts) > 1:
+            positions = positions.repeat_interleave(rows // len(pasts), dim=0)
+        angle = positions[:, :, None] * self.inv_freq
         return angle.cos(), angle.sin()
 
 
@@ -96,7 +94,7 @@ def rotate_first_head(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. State: see `append_keys`; the keys are kept rotated."""
+    """Multi-head self-attention. State: see `no_past`; the keys are kept rotated."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
         super().__init__()
@@ -107,15 +105,14 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(heads * head_dim, dim), nn.Dropout(dropout))
 
     def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
-        return no_keys(batch_size, self.heads, self.head_dim, device, dtype)
+        return no_past(batch_size, self.heads, self.head_dim, device, dtype)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, state: State | None = None
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], masks: Sequence[Tensor | None], state: State | None = None
     ) -> Tensor:
         query, key, value = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
         query, key = rotate_first_head(query, rotation), rotate_first_head(key, rotation)
-        key, value = append_keys(key, value, state)
-        return self.to_out(merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))
+        return self.to_out(merge_heads(attend(query, key, value, masks, state)))
 
 
 class FeedForward(nn.Module):
@@ -157,10 +154,15 @@ class DiTBlock(nn.Module):
         self.ff = FeedForward(dim, ff_mult, dropout)
 
     def forward(
-        self, x: Tensor, t: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, state: State | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        masks: Sequence[Tensor | None],
+        state: State | None = None,
     ) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.attn_norm(t)
-        attended = self.attn(_modulate(x, shift_attn, scale_attn), rotation, mask, child_state(state, "attn"))
+        attended = self.attn(_modulate(x, shift_attn, scale_attn), rotation, masks, child_state(state, "attn"))
         x = x + gate_attn * attended
         return x + gate_ff * self.ff(_modulate(x, shift_ff, scale_ff))
 
@@ -218,13 +220,13 @@ class DiT(nn.Module):
         The arguments are those of `unet.CausalConditionalDecoder.forward`.
         """
         frames = x.shape[2]
-        past = past_positions(child_state(state, "transformer_blocks", "0", "attn"))
-        keys = attention_mask(past, frames, self.static_chunk_size if streaming else 0, x.device, mask)
+        pasts = past_lengths(child_state(state, "transformer_blocks", "0", "attn"))
+        masks = attention_masks(pasts, frames, self.static_chunk_size if streaming else 0, x.device, mask)
         t = self.time_embed(t)
         inputs = torch.cat([x, cond, mu, spks[:, :, None].expand(-1, -1, frames)], dim=1)
         x = self.input_embed(inputs.transpose(1, 2), child_state(state, "input_embed"))
-        rotation = self.rotary_embed(past, frames)
+        rotation = self.rotary_embed(pasts, frames, x.shape[0])
         for index, block in enumerate(self.transformer_blocks):
-            x = block(x, t, rotation, keys, child_state(state, "transformer_blocks", str(index)))
+            x = block(x, t, rotation, masks, child_state(state, "transformer_blocks", str(index)))
         scale, shift = self.norm_out(t)
         return self.proj_out(_modulate(x, shift, scale)).transpose(1, 2)

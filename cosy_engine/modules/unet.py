@@ -8,14 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.modules.attention import (
-    append_keys,
-    attention_mask,
-    merge_heads,
-    no_keys,
-    past_positions,
-    split_heads,
-)
+from cosy_engine.modules.attention import attend, attention_masks, merge_heads, no_past, past_lengths, split_heads
 from cosy_engine.modules.causal_conv import CausalConv1d
 from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.options import require
@@ -51,7 +44,7 @@ class CausalResnetBlock1D(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without positions. State: see `append_keys`."""
+    """Multi-head self-attention without positions. State: see `no_past`."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
         super().__init__()
@@ -62,12 +55,11 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(heads * head_dim, dim), nn.Dropout(dropout))
 
     def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
-        return no_keys(batch_size, self.heads, self.head_dim, device, dtype)
+        return no_past(batch_size, self.heads, self.head_dim, device, dtype)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
+    def forward(self, x: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
         query, key, value = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
-        key, value = append_keys(key, value, state)
-        return self.to_out(merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))
+        return self.to_out(merge_heads(attend(query, key, value, masks, state)))
 
 
 class _LinearGELU(nn.Module):
@@ -100,19 +92,19 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
-        x = x + self.attn1(self.norm1(x), mask, child_state(state, "attn1"))
+    def forward(self, x: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x), masks, child_state(state, "attn1"))
         return x + self.ff(self.norm3(x))
 
 
 class Stage(nn.ModuleList):
     """Child 0: a residual block; child 1: transformer blocks; child 2, which the caller applies: a convolution."""
 
-    def forward(self, x: Tensor, t: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
-        """x: `[B, C, T]`; t: `[B, time_dim]`; mask: of `attention_mask`."""
+    def forward(self, x: Tensor, t: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
+        """x: `[B, C, T]`; t: `[B, time_dim]`; masks: of `attention_masks`."""
         x = self[0](x, t, child_state(state, "0")).transpose(1, 2)
         for index, block in enumerate(self[1]):
-            x = block(x, mask, child_state(state, "1", str(index)))
+            x = block(x, masks, child_state(state, "1", str(index)))
         return x.transpose(1, 2)
 
 
@@ -196,19 +188,20 @@ class CausalConditionalDecoder(nn.Module):
             spks: `[B, 80]`, the projected speaker embedding.
             cond: `[B, 80, T]`, the prompt's mel, 0 after it.
             streaming: use the chunk mask.
-            state: of the frames fed before; None: there are none, and none will follow.
+            state: of the frames fed before, of several streams if it is of `stack_states`; None: there are none, and
+                none will follow.
         """
         frames = x.shape[2]
-        past = past_positions(child_state(state, "down_blocks", "0", "1", "0", "attn1"))
-        keys = attention_mask(past, frames, self.static_chunk_size if streaming else 0, x.device, mask)
+        pasts = past_lengths(child_state(state, "down_blocks", "0", "1", "0", "attn1"))
+        masks = attention_masks(pasts, frames, self.static_chunk_size if streaming else 0, x.device, mask)
         t = self.time_mlp(embed_time(t, self.in_channels).to(x.dtype))
         x = torch.cat([x, mu, spks[:, :, None].expand(-1, -1, frames), cond], dim=1)
 
-        skip = self.down_blocks[0](x, t, keys, child_state(state, "down_blocks", "0"))
+        skip = self.down_blocks[0](x, t, masks, child_state(state, "down_blocks", "0"))
         x = self.down_blocks[0][2](skip, child_state(state, "down_blocks", "0", "2"))
         for index, mid_block in enumerate(self.mid_blocks):
-            x = mid_block(x, t, keys, child_state(state, "mid_blocks", str(index)))
-        x = self.up_blocks[0](torch.cat([x, skip], dim=1), t, keys, child_state(state, "up_blocks", "0"))
+            x = mid_block(x, t, masks, child_state(state, "mid_blocks", str(index)))
+        x = self.up_blocks[0](torch.cat([x, skip], dim=1), t, masks, child_state(state, "up_blocks", "0"))
         x = self.up_blocks[0][2](x, child_state(state, "up_blocks", "0", "2"))
         velocity = self.final_proj(self.final_block(x, child_state(state, "final_block")))
         return velocity if mask is None else velocity * mask

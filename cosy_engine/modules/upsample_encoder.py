@@ -8,14 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.modules.attention import (
-    append_keys,
-    attention_mask,
-    merge_heads,
-    no_keys,
-    past_positions,
-    split_heads,
-)
+from cosy_engine.modules.attention import attention_masks, merge_heads, no_past, past_lengths, past_of, split_heads
 from cosy_engine.modules.causal_conv import CausalConv1d
 from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.options import require
@@ -84,7 +77,7 @@ def _distance_to_key(scores: Tensor, keys: int) -> Tensor:
 
 
 class RelPositionMultiHeadedAttention(nn.Module):
-    """Self-attention with relative positions (Transformer-XL, arXiv 1901.02860). State: see `append_keys`.
+    """Self-attention with relative positions (Transformer-XL, arXiv 1901.02860). State: see `no_past`.
 
     The projected distances depend on the weights alone. Without gradients they are kept between calls, so that a chunk
     late in a stream does not project thousands of them again. They are projected in blocks of a fixed size: a value
@@ -104,7 +97,7 @@ class RelPositionMultiHeadedAttention(nn.Module):
         self._distances: Tensor | None = None
 
     def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
-        return no_keys(batch_size, self.heads, self.head_dim, device, dtype)
+        return no_past(batch_size, self.heads, self.head_dim, device, dtype)
 
     def _apply(self, fn, recurse: bool = True) -> RelPositionMultiHeadedAttention:
         self._distances = None
@@ -137,7 +130,9 @@ class RelPositionMultiHeadedAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
         query = split_heads(self.linear_q(x), self.heads)
         key, value = split_heads(self.linear_k(x), self.heads), split_heads(self.linear_v(x), self.heads)
-        key, value = append_keys(key, value, state)
+        for past in past_of(state):
+            past.append(key, value)
+            key, value = past.keys, past.values
         new, keys = query.shape[2], key.shape[2]
 
         distances = self._projected_distances(keys - 1, 1 - new).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
@@ -293,8 +288,8 @@ def _valid(xs: Tensor, lens: Tensor | None) -> Tensor | None:
 
 
 def _run(layers: nn.ModuleList, xs: Tensor, valid: Tensor | None, chunk: int, state: State | None) -> Tensor:
-    past = past_positions(child_state(state, "0", "self_attn"))
-    mask = attention_mask(past, xs.shape[1], chunk, xs.device, valid)
+    pasts = past_lengths(child_state(state, "0", "self_attn"))
+    (mask,) = attention_masks(pasts, xs.shape[1], chunk, xs.device, valid)
     for index, layer in enumerate(layers):
         xs = layer(xs, mask, child_state(state, str(index)))
     return xs

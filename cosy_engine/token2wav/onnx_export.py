@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cosy_engine.errors import InvalidRequestError
-from cosy_engine.modules.streaming import State, flatten_state, init_state
+from cosy_engine.modules.streaming import flatten_state, fork_state, init_state, write_state
 
 Variant = Literal["whole", "chunked", "cached"]
 
@@ -59,8 +59,8 @@ def export_estimator(estimator: nn.Module, path: Path, variant: Variant = "whole
             arguments,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[*INPUTS, *(STATE + name for name in step.names)],
-            output_names=[OUTPUT, *(NEXT_STATE + name for name in step.names)],
+            input_names=[*INPUTS, *(STATE + name for name in step.fresh)],
+            output_names=[OUTPUT, *(NEXT_STATE + name for name in step.fresh)],
             dynamic_shapes=shapes,
             verbose=False,
         )
@@ -72,32 +72,21 @@ def export_estimator(estimator: nn.Module, path: Path, variant: Variant = "whole
         os.replace(written, path)
 
 
-def write_state(state: State, tensors: dict[str, Tensor]) -> None:
-    """Replace the tensors of `state` that `tensors` names as `flatten_state` does."""
-    for name, tensor in tensors.items():
-        *parents, leaf = name.split(".")
-        owner = state
-        for parent in parents:
-            owner = owner.setdefault(parent, {})
-        owner[leaf] = tensor
-
-
 class _Step(nn.Module):
     """The estimator as a function of tensors alone."""
 
     def __init__(self, estimator: nn.Module, variant: Variant, dtype: torch.dtype) -> None:
         super().__init__()
         self.estimator, self.variant = estimator, variant
-        fresh = flatten_state(init_state(estimator, 2, torch.device("cpu"), dtype)) if variant == "cached" else {}
-        self.fresh, self.names = fresh, list(fresh)
+        self.state = init_state(estimator, 2, torch.device("cpu"), dtype) if variant == "cached" else None
+        self.fresh = flatten_state(self.state or {})
 
     def forward(
         self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        state: State | None = None
-        if tensors:
-            state = {}
-            write_state(state, dict(zip(self.names, tensors, strict=True)))
+        state = self.state and fork_state(self.state)
+        if state:
+            write_state(state, dict(zip(self.fresh, tensors, strict=True)))
         velocity = self.estimator(x, mask, mu, t, spks, cond, streaming=self.variant != "whole", state=state)
         return velocity, *(flatten_state(state).values() if state else ())
 

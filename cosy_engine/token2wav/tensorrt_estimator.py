@@ -23,8 +23,8 @@ from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import Settings
 from cosy_engine.errors import BackendUnavailableError
 from cosy_engine.files import cache_folder
-from cosy_engine.modules import attention, streaming
-from cosy_engine.modules.streaming import State, flatten_state, init_state
+from cosy_engine.modules import attention, key_values, streaming
+from cosy_engine.modules.streaming import State, flatten_state, init_state, write_state
 from cosy_engine.token2wav import onnx_export
 from cosy_engine.token2wav.onnx_export import (
     NEXT_STATE,
@@ -34,7 +34,6 @@ from cosy_engine.token2wav.onnx_export import (
     Variant,
     export_estimator,
     file_name,
-    write_state,
 )
 from cosy_engine.token2wav.tensorrt_plan import Gpu, Library, cached_plan, find_library, log_of
 
@@ -299,7 +298,13 @@ def _hash_of_file(path: Path) -> bytes:
 def source_hash(estimator: nn.Module) -> bytes:
     """Of the weights, of what the constructors were given, and of the code that makes the graph."""
     digest = hashlib.sha256()
-    for path in (getfile(type(estimator)), attention.__file__, streaming.__file__, onnx_export.__file__):
+    for path in (
+        getfile(type(estimator)),
+        attention.__file__,
+        key_values.__file__,
+        streaming.__file__,
+        onnx_export.__file__,
+    ):
         digest.update(Path(path).read_bytes())
     for name, module in estimator.named_modules():
         sizes = {key: value for key, value in vars(module).items() if isinstance(value, int) and key != "training"}
