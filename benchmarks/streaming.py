@@ -31,12 +31,13 @@ from cosy_engine.engine import AudioChunk, Engine, SynthesisRequest
 from cosy_engine.frontend import Prompt
 from cosy_engine.modules.streaming import state_bytes
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
+from cosy_engine.token2wav.work import complete
 
 TOKENS_PER_SECOND = 25
 PROMPT_SECONDS = 5
 START_BUFFER = 0.3  # seconds a player holds back before it starts
 TEXT = "The first sound of this sentence should reach the listener before the last word of it has been thought of."
-CONSTANT_HOP = HopSettings(stream_scale_factor=1)
+CONSTANT_HOP = HopSettings(token_hop_len_first=47, token_max_hop_len=25)
 
 console = Console(stderr=True)
 
@@ -71,7 +72,7 @@ def chunk_seconds(session: Session, tokens: list[int], device: torch.device) -> 
     seconds = []
     while not session.done:
         started = time.perf_counter()
-        session.step()
+        complete(session.chunk())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)

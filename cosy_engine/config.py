@@ -67,11 +67,12 @@ class SamplingSettings:
 class HopSettings(_Settings):
     """How many speech tokens become audio at a time. They belong to a request, not to the model."""
 
-    token_hop_len_first: int | None = Field(None, ge=1, description="the first hop, when it shall be another")
-    token_hop_len: int = Field(25, ge=1, description="fewest new tokens in the first chunk of a stream")
+    token_hop_len_first: int | None = Field(
+        None, ge=1, description="tokens in the first chunk of a stream; by default 22, a mask chunk less the look-ahead"
+    )
+    token_hop_len: int = Field(25, ge=1, description="tokens in a chunk after that")
     token_max_hop_len: int = Field(100, ge=1, description="the hop stops growing here")
-    stream_scale_factor: int = Field(2, ge=1, description="a grown hop is this many times the one before")
-    stream_grow_after: int = Field(5, ge=1, description="chunks before the hop grows")
+    stream_scale_factor: int = Field(2, ge=1, description="a grown hop is this many times the one before; 1: none")
 
 
 class VllmSettings(_Settings):
@@ -106,7 +107,21 @@ class Settings(_Settings):
     max_queue: int = Field(32, ge=0, description="requests that may wait; more are refused")
     max_upload_mb: int = Field(30, ge=1, description="largest recording that the page takes")
     shared_voices: bool = Field(False, description="a voice saved on the page is there for every visitor")
-    voice_cache_mb: int = Field(1024, ge=0, description="memory for what the flow remembers of recently used voices")
+    voice_cache_mb: int = Field(
+        1024,
+        ge=0,
+        description="memory for what the flow remembers of recently used voices; on a GPU, its and the host's",
+    )
+    stream_memory_mb: int | None = Field(
+        None,
+        ge=0,
+        description="memory that all streams may keep; by default half the GPU's, or a quarter of the machine's",
+    )
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description="streams that the flow and the vocoder serve in one call; by default 32 on a GPU, else 1",
+    )
     upstream_exact: bool = Field(False, description="the public code's behaviour, see docs/differences.md")
     warm_up: bool = Field(True, description="speak once at start, so that the first request is as fast as the rest")
 

@@ -13,14 +13,16 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar, get_args
+from typing import Self, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cosy_engine import metrics
 from cosy_engine.admission import AdmissionQueue, PositionCallback
@@ -30,10 +32,12 @@ from cosy_engine.checkpoint.load import CosyVoiceModel, load_model
 from cosy_engine.config import Settings, choose_device
 from cosy_engine.errors import BackendUnavailableError, CosyError, EngineStoppedError, InvalidRequestError
 from cosy_engine.frontend import Frontend, Mode, Prompt
+from cosy_engine.notices import Notice
 from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
 from cosy_engine.speech_lm.silence import SILENT_CODES, SilenceFilter
 from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
 from cosy_engine.speech_lm.vllm_plugin import find_vllm
+from cosy_engine.token2wav.scheduler import Scheduler, Urgency, first_sound, runs_dry
 from cosy_engine.token2wav.tensorrt_estimator import gpu_of, use_tensorrt
 from cosy_engine.token2wav.tensorrt_plan import find_library
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
@@ -43,10 +47,11 @@ from cosy_engine.voices.voice import Voice
 
 logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 _SPEED_RANGE = (0.5, 2.0)
 _MAX_SEED = 2**32 - 1
 _PROMPTS_KEPT = 16
+_BATCH = {"cpu": 1, "cuda": 32}
+_PATIENCE = 10.0  # seconds that who wants no stream can wait while others hear theirs without a gap
 _END = None
 
 
@@ -109,11 +114,17 @@ class Timings:
 
 
 class Synthesis:
-    """A running request: `async for chunk in synthesis`; leaving the loop or `cancel()` stops the work."""
+    """A running request: `async for chunk in synthesis`; leaving the loop or `cancel()` stops the work.
 
-    def __init__(self, seed: int, timings: Timings, chunks: AsyncGenerator[AudioChunk, None]) -> None:
+    `notices` are for whoever asked, from the start: what is not done as the request says.
+    """
+
+    def __init__(
+        self, seed: int, timings: Timings, chunks: AsyncGenerator[AudioChunk, None], notices: list[Notice]
+    ) -> None:
         self.seed = seed
         self.timings = timings
+        self.notices = notices
         self._chunks = chunks
         self._turn = asyncio.Lock()  # of whoever runs `_chunks`
         self._step: asyncio.Task[AudioChunk | None] | None = None
@@ -163,9 +174,11 @@ class Engine:
             model.hift,
             upstream_exact=settings.upstream_exact,
             voice_cache=settings.voice_cache_mb * 2**20,
+            stream_memory=None if settings.stream_memory_mb is None else settings.stream_memory_mb * 2**20,
         )
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="token2wav")
-        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._scheduler = Scheduler(settings.batch or _BATCH[model.device.type])
+        self._prompt_makers = ThreadPoolExecutor(2, thread_name_prefix="prompt")
+        self._prompts: OrderedDict[str, Future[Prompt]] = OrderedDict()
         self._closed = False
 
     @classmethod
@@ -193,7 +206,8 @@ class Engine:
         engine = cls(model, settings)
         try:
             if settings.warm_up or settings.compile:  # compiling happens, or fails, at the first use
-                engine._worker.submit(engine._warm_up).result()
+                with ThreadPoolExecutor(1) as thread:  # an event loop may be running on this one
+                    thread.submit(engine._warm_up).result()
         except Exception as error:
             engine.close()
             if settings.compile:
@@ -217,23 +231,28 @@ class Engine:
         _check_request(request, self.settings)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         timings = Timings()
-        return Synthesis(seed, timings, self._run(request, seed, timings, on_position))
+        notices = self.frontend.notices(request.mode, request.instruct)
+        return Synthesis(seed, timings, self._run(request, seed, timings, on_position), notices)
 
     async def make_prompt(self, source: str | Path | bytes, text: str = "") -> Prompt:
-        """A voice from a recording and what is said in it. The same recording and text are computed only once.
+        """A voice from a recording and what is said in it. What does not depend on the text is computed only once for
+        the same recording, also when it is asked for again before it is there.
 
         Raises:
             InvalidAudioError: the recording cannot be used.
         """
         data = await asyncio.to_thread(read_recording, source)
-        key = hashlib.sha256(data).hexdigest() + text
-        prompt = self._prompts.pop(key, None)  # the latest comes last; each step holds with several event loops
-        if prompt is None:
-            prompt = await asyncio.to_thread(self.frontend.make_prompt, data, text)
-        self._prompts[key] = prompt
+        if self._closed:
+            raise EngineStoppedError("The engine has been closed.")
+        key = hashlib.sha256(data).hexdigest()
+        making = self._prompts.pop(key, None)  # the latest comes last; each step holds with several event loops
+        if making is None or (making.done() and making.exception()):
+            making = self._prompt_makers.submit(self.frontend.make_prompt, data)
+        self._prompts[key] = making
         while len(self._prompts) > _PROMPTS_KEPT:
             self._prompts.popitem(last=False)
-        return prompt
+        prompt = await asyncio.shield(asyncio.wrap_future(making))  # somebody else may wait for it too
+        return self.frontend.with_text(prompt, text)
 
     async def enroll(self, name: str, source: str | Path | bytes, text: str = "", *, replace: bool = False) -> Voice:
         """Save a voice under a name.
@@ -251,7 +270,8 @@ class Engine:
         self._closed = True
         self.queue.close()
         self._speech_lm.close()
-        self._worker.shutdown(wait=True)  # what waits for it ends with an error, see `_on_worker`
+        self._prompt_makers.shutdown(wait=True)
+        self._scheduler.close()
 
     async def _run(
         self, request: SynthesisRequest, seed: int, timings: Timings, on_position: PositionCallback | None
@@ -311,7 +331,8 @@ class Engine:
                 session = self._token2wav.session(
                     prompt, self.settings.hops, stream=request.stream, seed=seed + piece, speed=request.speed
                 )
-                async with aclosing(self._vocode(session, stream, timings, submitted)) as sounds:
+                urgency = partial(_urgency, request, timings, submitted)
+                async with aclosing(self._vocode(session, stream, timings, submitted, urgency)) as sounds:
                     async for samples in sounds:
                         yield AudioChunk(samples, self.model.sample_rate, index, piece, len(pieces), seed)
                         index += 1
@@ -320,11 +341,16 @@ class Engine:
             await asyncio.gather(pump, return_exceptions=True)
 
     async def _vocode(
-        self, session: Session, stream: _TokenStream, timings: Timings, submitted: float
+        self,
+        session: Session,
+        stream: _TokenStream,
+        timings: Timings,
+        submitted: float,
+        urgency: Callable[[], Urgency],
     ) -> AsyncGenerator[np.ndarray, None]:
         """Sound of one piece, as soon as its tokens allow."""
         silence = SilenceFilter(SILENT_CODES[self.model.name])
-        preparing = asyncio.create_task(self._on_worker(session.prepare))  # beside the speech LM's first tokens
+        preparing = asyncio.create_task(self._scheduler.run(session.prepare(), urgency()))  # beside the first tokens
         try:
             while not session.done:
                 while not session.ready:
@@ -341,7 +367,7 @@ class Engine:
                         session.push([token])
                 if session.ready:
                     await preparing
-                    samples = await self._on_worker(lambda: session.step().cpu().numpy())
+                    samples = await _to_host(await self._scheduler.run(session.chunk(), urgency()))
                     if len(samples):
                         yield samples
         finally:
@@ -405,22 +431,6 @@ class Engine:
             return request.prompt
         return (await asyncio.to_thread(self.voices.get, request.voice)).prompt
 
-    async def _on_worker(self, job: Callable[[], _T]) -> _T:
-        stopped = EngineStoppedError("The engine is shutting down; try again in a moment.")
-
-        def run() -> _T:
-            if self._closed:
-                raise stopped
-            with torch.inference_mode():
-                return job()
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, run)
-        except RuntimeError as error:  # the worker takes no more jobs
-            if self._closed:
-                raise stopped from error
-            raise
-
     def _observe_queue(self) -> None:
         metrics.ACTIVE.set(self.queue.active)
         metrics.WAITING.set(self.queue.waiting)
@@ -436,13 +446,12 @@ class Engine:
             speech_feat=torch.zeros(100, self.model.mel.num_mels),
             embedding=torch.ones(self.model.flow.spk_embed_affine_layer.in_features),
         )
-        with torch.inference_mode():
-            for stream in (True, False):
-                session = self._token2wav.session(prompt, self.settings.hops, stream=stream, seed=0)
-                session.push([0] * 60)
-                session.finish()
-                while not session.done:
-                    session.step()
+        for stream in (True, False):
+            session = self._token2wav.session(prompt, self.settings.hops, stream=stream, seed=0)
+            session.push([0] * 60)
+            session.finish()
+            while not session.done:
+                self._scheduler.submit(session.chunk(), first_sound(started)).result()
         asyncio.run(self._warm_up_lm(prompt))
         logger.info("warmed up in %.1f s", time.perf_counter() - started)
 
@@ -452,6 +461,19 @@ class Engine:
         async with aclosing(self._speech_lm.generate(request)) as tokens:
             async for _ in tokens:
                 break
+
+
+def _urgency(request: SynthesisRequest, timings: Timings, submitted: float) -> Urgency:
+    if not request.stream:
+        return runs_dry(submitted + _PATIENCE)
+    if timings.first_audio is None:
+        return first_sound(submitted)
+    return runs_dry(submitted + timings.first_audio + timings.audio_seconds)
+
+
+async def _to_host(samples: Tensor) -> np.ndarray:
+    """Without making other requests wait for the GPU."""
+    return (samples if samples.device.type == "cpu" else await asyncio.to_thread(samples.cpu)).numpy()
 
 
 _Piece = str | AsyncIterator[str]
@@ -497,16 +519,28 @@ def _check_request(request: SynthesisRequest, settings: Settings) -> None:
         raise InvalidRequestError("text must be a string, or an async iterator of strings.", param="text")
     low, high = _SPEED_RANGE
     if not low <= request.speed <= high:
-        raise InvalidRequestError(f"speed must be between {low} and {high}, got {request.speed}.", param="speed")
+        raise InvalidRequestError(
+            f"speed must be between {low} and {high}, got {request.speed}.",
+            param="speed",
+            code="bad_speed",
+            low=low,
+            high=high,
+        )
     if request.seed is not None and not 0 <= request.seed <= _MAX_SEED:
         raise InvalidRequestError(
             f"seed must be between 0 and {_MAX_SEED}, got {request.seed}.", param="seed", code="bad_seed"
         )
     if settings.upstream_exact and request.stream and request.speed != 1:
-        raise InvalidRequestError("With upstream_exact the speed changes only without streaming.", param="speed")
+        raise InvalidRequestError(
+            "With upstream_exact the speed changes only without streaming.", param="speed", code="speed_of_stream"
+        )
     if request.prompt is None and request.voice is None:
-        raise InvalidRequestError("Choose a saved voice or give a recording to speak like.", param="voice")
+        raise InvalidRequestError(
+            "Choose a saved voice or give a recording to speak like.", param="voice", code="need_voice"
+        )
     if request.mode == "instruct" and not request.instruct.strip():
-        raise InvalidRequestError("Say how it shall be spoken, for example: speak slowly.", param="instruct")
+        raise InvalidRequestError(
+            "Say how it shall be spoken, for example: speak slowly.", param="instruct", code="need_instruction"
+        )
     if request.mode == "vc" and request.source is None:
         raise InvalidRequestError("Give the recording whose voice shall be converted.", param="source")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,9 @@ from cosy_engine.audio.resample import resample
 from cosy_engine.audio.speaker_encoder import SpeakerEncoder
 from cosy_engine.audio.speech_tokenizer import SpeechTokenizer
 from cosy_engine.errors import InvalidAudioError, InvalidRequestError
-from cosy_engine.text.normalize import clean, is_speakable, normalize
+from cosy_engine.notices import Notice
+from cosy_engine.text.instructions import read_instructions
+from cosy_engine.text.normalize import clean, is_speakable, language_of, normalize
 from cosy_engine.text.special_tokens import END_OF_PROMPT
 from cosy_engine.text.split import split_text
 from cosy_engine.text.tokenizer import TextTokenizer
@@ -34,6 +36,7 @@ FRAMES_PER_TOKEN = 2
 
 _SYSTEM = "You are a helpful assistant."
 _SHORTEST_SOURCE = 0.1  # seconds
+_LONGEST_TOLD = 80  # characters of an instruction
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,12 @@ class Frontend:
 
     Attributes:
         end_of_prompt: id of the marker that CosyVoice3 wants before what is spoken; None for CosyVoice2.
+        instructions: those that the model has learned; None if it takes any.
     """
 
     def __init__(self, model: CosyVoiceModel) -> None:
         self._version = model.name
+        self.instructions = read_instructions(model.directory)
         self._mel = model.mel
         self._tokenizer = TextTokenizer(model.tokenizer_dir, model.name)
         self.end_of_prompt = self._tokenizer.end_of_prompt if model.name == "cosyvoice3" else None
@@ -87,6 +92,27 @@ class Frontend:
             InvalidAudioError: the recording cannot be decoded, is silent, shorter than 1 s or longer than 30 s.
             InvalidRequestError: the text is too long for any such recording.
         """
+        sound = check_prompt(recording if isinstance(recording, Recording) else load_audio(recording))
+        samples_16k = resample(sound.samples, sound.sample_rate, WHISPER_RATE)
+        samples = torch.from_numpy(resample(sound.samples, sound.sample_rate, self._mel.sampling_rate))
+        feat = mel_spectrogram(samples[None], self._mel)[0].T
+        token = self._speech_tokenizer(samples_16k)
+        count = min(len(feat) // FRAMES_PER_TOKEN, len(token))
+        wordless = Prompt(
+            text="",
+            text_token=torch.zeros(0, dtype=torch.int32),
+            speech_token=token[:count].contiguous(),
+            speech_feat=feat[: count * FRAMES_PER_TOKEN].contiguous(),
+            embedding=self._speaker_encoder(samples_16k),
+        )
+        return self.with_text(wordless, text)
+
+    def with_text(self, prompt: Prompt, text: str) -> Prompt:
+        """The same voice, with what is said in its recording; quick, unlike `make_prompt`.
+
+        Raises:
+            InvalidRequestError: the text is too long for any such recording.
+        """
         if len(text) > MAX_PROMPT_TEXT:
             raise InvalidRequestError(
                 f"The prompt text has {len(text):,} characters, at most {MAX_PROMPT_TEXT:,} are allowed: "
@@ -96,20 +122,8 @@ class Frontend:
                 count=len(text),
                 most=MAX_PROMPT_TEXT,
             )
-        sound = check_prompt(recording if isinstance(recording, Recording) else load_audio(recording))
-        samples_16k = resample(sound.samples, sound.sample_rate, WHISPER_RATE)
-        samples = torch.from_numpy(resample(sound.samples, sound.sample_rate, self._mel.sampling_rate))
-        feat = mel_spectrogram(samples[None], self._mel)[0].T
-        token = self._speech_tokenizer(samples_16k)
-        count = min(len(feat) // FRAMES_PER_TOKEN, len(token))
         spoken = normalize(text)
-        return Prompt(
-            text=spoken,
-            text_token=torch.tensor(self._tokenizer.encode(spoken), dtype=torch.int32),
-            speech_token=token[:count].contiguous(),
-            speech_feat=feat[: count * FRAMES_PER_TOKEN].contiguous(),
-            embedding=self._speaker_encoder(samples_16k),
-        )
+        return replace(prompt, text=spoken, text_token=torch.tensor(self._tokenizer.encode(spoken), dtype=torch.int32))
 
     def speech_tokens(self, recording: Recording | str | Path | bytes) -> Tensor:
         """Codes int32 [m] of a recording whose voice is to be converted; 25 a second.
@@ -164,7 +178,8 @@ class Frontend:
 
         zero_shot continues the prompt's text and speech, cross_lingual knows nothing of it, instruct has the
         instruction in place of the prompt's text and no speech; vc needs no speech LM. CosyVoice3 wants an
-        `<|endofprompt|>` before what is spoken, in every mode.
+        `<|endofprompt|>` before what is spoken, in every mode. An instruction that the model has not learned is left
+        out, see `notices`.
 
         Raises:
             InvalidRequestError: zero_shot without the prompt's text, or instruct without an instruction.
@@ -173,6 +188,9 @@ class Frontend:
             return ModelInputs([], [], [], prompt)
         prompt_text: list[int] = []
         prompt_speech: list[int] = []
+        instruction = self._instruction(instruct) if mode == "instruct" else None
+        if mode == "instruct" and instruction is None:
+            mode = "zero_shot" if len(prompt.text_token) else "cross_lingual"
         if mode == "zero_shot":
             prompt_text, prompt_speech = prompt.text_token.tolist(), prompt.speech_token.tolist()
             if prompt_speech and not prompt_text:
@@ -182,7 +200,7 @@ class Frontend:
                     code="prompt_text_missing",
                 )
         elif mode == "instruct":
-            prompt_text = self._tokenizer.encode(self._instruction(instruct))
+            prompt_text = self._tokenizer.encode(instruction)
         text = self._tokenizer.encode(piece)
         if self._version == "cosyvoice3" and self._tokenizer.end_of_prompt not in prompt_text + text:
             prefix = self._tokenizer.encode(_SYSTEM + END_OF_PROMPT)
@@ -192,7 +210,24 @@ class Frontend:
                 text = prefix + text
         return ModelInputs(text, prompt_text, prompt_speech, prompt)
 
-    def _instruction(self, instruct: str) -> str:
+    def notices(self, mode: Mode, instruct: str) -> list[Notice]:
+        """What to tell about a request of this mode: that its instruction is not one that the model has learned."""
+        if mode != "instruct" or self.instructions is None or self.instructions.find(instruct) is not None:
+            return []
+        said = clean(instruct).strip()
+        said = said if len(said) <= _LONGEST_TOLD else said[:_LONGEST_TOLD] + "…"
+        examples = " ".join(self.instructions.examples(language_of(said)).values())
+        return [
+            Notice(
+                f"This model has not learned the instruction “{said}” and speaks without it. It knows: {examples}",
+                param="instruct",
+                code="instruction_unknown",
+                values={"instruct": said, "examples": examples},
+            )
+        ]
+
+    def _instruction(self, instruct: str) -> str | None:
+        """The instruction as the speech LM takes it; None if the model has not learned it."""
         instruct = clean(instruct).strip()
         if not is_speakable(instruct) or len(instruct) > MAX_PROMPT_TEXT:
             raise InvalidRequestError(
@@ -201,6 +236,10 @@ class Frontend:
                 code="bad_instruction",
                 most=MAX_PROMPT_TEXT,
             )
+        if self.instructions is not None:
+            instruct = self.instructions.find(instruct)
+            if instruct is None:
+                return None
         if END_OF_PROMPT in instruct:
             return instruct
         return f"{_SYSTEM} {instruct}{END_OF_PROMPT}" if self._version == "cosyvoice3" else instruct + END_OF_PROMPT

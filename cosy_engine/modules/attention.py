@@ -31,7 +31,7 @@ def attention_masks(
     if chunk and (torch.compiler.is_exporting() or new > chunk):  # an exported graph serves every length
         position = torch.arange(new, device=device)
         seen = (position < ((position // chunk + 1) * chunk)[:, None])[None, None]
-    rows = [None] * len(pasts) if valid is None else _rows(valid.bool()[:, None], len(pasts))
+    rows = [None] * len(pasts) if valid is None else rows_of(valid.bool()[:, None], len(pasts))
     return [_with_past(_both(seen, own), past) for past, own in zip(pasts, rows, strict=True)]
 
 
@@ -41,6 +41,11 @@ def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 def _with_past(mask: Tensor | None, past: int) -> Tensor | None:
     return None if mask is None else F.pad(mask, (past, 0), value=True)
+
+
+def rows_of(tensor: Tensor, streams: int) -> Sequence[Tensor]:
+    """The rows of each stream of a batch; they have as many each."""
+    return [tensor] if streams == 1 else tensor.chunk(streams)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -88,12 +93,8 @@ def attend(
     if not streams:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=masks[0])
     attended = []
-    rows = zip(*(_rows(tensor, len(streams)) for tensor in (query, key, value)), masks, streams, strict=True)
+    rows = zip(*(rows_of(tensor, len(streams)) for tensor in (query, key, value)), masks, streams, strict=True)
     for query, key, value, mask, past in rows:
         past.append(key, value)
         attended.append(F.scaled_dot_product_attention(query, past.keys, past.values, attn_mask=mask))
     return attended[0] if len(attended) == 1 else torch.cat(attended)
-
-
-def _rows(tensor: Tensor, streams: int) -> Sequence[Tensor]:
-    return [tensor] if streams == 1 else tensor.chunk(streams)

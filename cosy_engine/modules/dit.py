@@ -128,15 +128,14 @@ class FeedForward(nn.Module):
 
 
 class AdaptiveParameters(nn.Module):
-    """Shifts, scales and gates `[B, 1, dim]`, made from the time embedding."""
+    """Shifts, scales and gates `[B, count*dim]`, made from the time embedding `[B, dim]`."""
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
-        self.count = count
         self.linear = nn.Linear(dim, count * dim)
 
-    def forward(self, t: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(F.silu(t))[:, None].chunk(self.count, dim=2)
+    def forward(self, t: Tensor) -> Tensor:
+        return self.linear(F.silu(t))
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -156,12 +155,12 @@ class DiTBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        t: Tensor,
+        adaptive: Tensor,
         rotation: tuple[Tensor, Tensor],
         masks: Sequence[Tensor | None],
         state: State | None = None,
     ) -> Tensor:
-        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.attn_norm(t)
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = adaptive[:, None].chunk(6, dim=2)
         attended = self.attn(_modulate(x, shift_attn, scale_attn), rotation, masks, child_state(state, "attn"))
         x = x + gate_attn * attended
         return x + gate_ff * self.ff(_modulate(x, shift_ff, scale_ff))
@@ -176,6 +175,8 @@ class DiT(nn.Module):
         static_chunk_size: frames in a chunk of the streaming mask.
         num_decoding_left_chunks: unused; all earlier chunks are seen.
     """
+
+    batches_streams = True
 
     def __init__(
         self,
@@ -203,6 +204,13 @@ class DiT(nn.Module):
         )
         self.norm_out = AdaptiveParameters(dim, 2)
         self.proj_out = nn.Linear(dim, out_channels)
+        self._feature_sizes = [6 * dim] * depth + [2 * dim]
+
+    def time_features(self, t: Tensor) -> Tensor:
+        """All that depends on the time alone, `[B, (6*depth + 2)*dim]` for times `[B]`: of all `AdaptiveParameters`."""
+        embedded = self.time_embed(t)
+        adaptive = [block.attn_norm for block in self.transformer_blocks] + [self.norm_out]
+        return torch.cat([parameters(embedded) for parameters in adaptive], dim=1)
 
     def forward(
         self,
@@ -222,11 +230,11 @@ class DiT(nn.Module):
         frames = x.shape[2]
         pasts = past_lengths(child_state(state, "transformer_blocks", "0", "attn"))
         masks = attention_masks(pasts, frames, self.static_chunk_size if streaming else 0, x.device, mask)
-        t = self.time_embed(t)
+        *adaptive, last = (t if t.dim() == 2 else self.time_features(t)).split(self._feature_sizes, dim=1)
         inputs = torch.cat([x, cond, mu, spks[:, :, None].expand(-1, -1, frames)], dim=1)
         x = self.input_embed(inputs.transpose(1, 2), child_state(state, "input_embed"))
         rotation = self.rotary_embed(pasts, frames, x.shape[0])
         for index, block in enumerate(self.transformer_blocks):
-            x = block(x, t, rotation, masks, child_state(state, "transformer_blocks", str(index)))
-        scale, shift = self.norm_out(t)
+            x = block(x, adaptive[index], rotation, masks, child_state(state, "transformer_blocks", str(index)))
+        scale, shift = last[:, None].chunk(2, dim=2)
         return self.proj_out(_modulate(x, shift, scale)).transpose(1, 2)

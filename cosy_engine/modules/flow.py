@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosy_engine.errors import InvalidRequestError
 from cosy_engine.modules.child_state import child_state
-from cosy_engine.modules.flow_matching import CausalConditionalCFM
+from cosy_engine.modules.flow_matching import CausalConditionalCFM, Trajectory
 from cosy_engine.modules.options import require
 from cosy_engine.modules.streaming import State
 from cosy_engine.modules.upsample_encoder import PreLookaheadLayer, UpsampleConformerEncoder
@@ -61,7 +63,7 @@ class _CausalMaskedDiff(nn.Module):
         """Speaker embedding `[B, 192]`, of any length, to `spks [B, 80]`."""
         return self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
 
-    def forward_chunk(
+    def begin_chunk(
         self,
         token: Tensor,
         cond: Tensor,
@@ -71,8 +73,8 @@ class _CausalMaskedDiff(nn.Module):
         streaming: bool = True,
         finalize: bool,
         n_timesteps: int = 10,
-    ) -> Tensor:
-        """Mel of the next tokens, prompt tokens included.
+    ) -> Trajectory:
+        """The next tokens, prompt tokens included, on their way to mel `[B, 80, token_mel_ratio*n]`.
 
         Args:
             token: int `[B, n]`; without `finalize`, `[B, n + pre_lookahead_len]`: the last ones are only looked at and
@@ -84,9 +86,6 @@ class _CausalMaskedDiff(nn.Module):
             finalize: nothing follows these tokens.
             n_timesteps: Euler steps.
 
-        Returns:
-            mel `[B, 80, token_mel_ratio*n]`.
-
         Raises:
             InvalidRequestError: no token is left after the look-ahead, or the stream is longer than five minutes.
         """
@@ -97,7 +96,7 @@ class _CausalMaskedDiff(nn.Module):
             )
         xs = self.input_embedding(token.clamp(min=0))
         mu = self.encode(xs[:, :new], None, xs[:, new:], streaming, state)
-        return self.decoder(
+        return self.decoder.begin(
             mu=mu.transpose(1, 2),
             mask=None,
             n_timesteps=n_timesteps,
@@ -107,7 +106,11 @@ class _CausalMaskedDiff(nn.Module):
             state=child_state(state, "decoder"),
         )
 
-    def inference(
+    def forward_chunk(self, token: Tensor, cond: Tensor, spks: Tensor, state: State | None, **options: Any) -> Tensor:
+        """Mel `[B, 80, token_mel_ratio*n]` of the next tokens; the arguments are those of `begin_chunk`."""
+        return self.decoder.solve(self.begin_chunk(token, cond, spks, state, **options))
+
+    def begin_inference(
         self,
         token: Tensor,
         prompt_token: Tensor,
@@ -117,23 +120,19 @@ class _CausalMaskedDiff(nn.Module):
         streaming: bool,
         finalize: bool,
         n_timesteps: int = 10,
-    ) -> Tensor:
-        """Mel of `token` from a fresh start, without the prompt's frames.
+    ) -> Trajectory:
+        """`token` from a fresh start, on its way to mel with the prompt's frames.
 
         Args:
             token: int `[1, n]`; prompt_token: int `[1, p]`.
             prompt_feat: `[1, f, 80]`, the prompt's mel.
             embedding: `[1, 192]`, the speaker embedding.
-            streaming, finalize, n_timesteps: as in `forward_chunk`.
-
-        Returns:
-            mel `[1, 80, token_mel_ratio*(p + n) - f]`, less those of the look-ahead unless `finalize`.
+            streaming, finalize, n_timesteps: as in `begin_chunk`.
         """
         token = torch.cat([prompt_token, token], dim=1)
         new = token.shape[1] - (0 if finalize else self.pre_lookahead_len)
-        prompt_frames = prompt_feat.shape[1]
-        cond = F.pad(prompt_feat.transpose(1, 2), (0, self.token_mel_ratio * new - prompt_frames))
-        mel = self.forward_chunk(
+        cond = F.pad(prompt_feat.transpose(1, 2), (0, self.token_mel_ratio * new - prompt_feat.shape[1]))
+        return self.begin_chunk(
             token,
             cond,
             self.project_speaker(embedding),
@@ -142,7 +141,17 @@ class _CausalMaskedDiff(nn.Module):
             finalize=finalize,
             n_timesteps=n_timesteps,
         )
-        return mel[:, :, prompt_frames:]
+
+    def inference(
+        self, token: Tensor, prompt_token: Tensor, prompt_feat: Tensor, embedding: Tensor, **options: Any
+    ) -> Tensor:
+        """Mel of `token` from a fresh start, without the prompt's frames; the arguments are those of `begin_inference`.
+
+        Returns:
+            mel `[1, 80, token_mel_ratio*(p + n) - f]`, less those of the look-ahead unless `finalize`.
+        """
+        trajectory = self.begin_inference(token, prompt_token, prompt_feat, embedding, **options)
+        return self.decoder.solve(trajectory)[:, :, prompt_feat.shape[1] :]
 
     def forward(
         self, token: Tensor, token_len: Tensor, feat: Tensor, embedding: Tensor, streaming: bool = False

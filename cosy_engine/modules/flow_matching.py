@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosy_engine.errors import InvalidRequestError
-from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.options import require
-from cosy_engine.modules.streaming import State, init_state
+from cosy_engine.modules.streaming import State, init_state, stack_states, unstack_state
 
 MAX_FRAMES = 50 * 300  # five minutes, the length of the one noise that every request starts from
 
@@ -29,6 +29,34 @@ def euler_steps(count: int) -> list[tuple[float, float]]:
         steps.append((t.item(), dt.item()))
         t = t + dt
     return steps
+
+
+@dataclass
+class Trajectory:
+    """Frames on their way from noise to mel.
+
+    Attributes:
+        x: `[B, 80, T]` float32 (float64 if mu is), where they are; mel at the end.
+        mu, cond: `[2B, 80, T]`, what is given, and as much without it; `spks [2B, 80]` likewise.
+        mask: `[2B, 1, T]`, nonzero where a frame is not padding; None: no padding.
+        lengths: of the Euler steps that are left.
+        times: what the estimator makes of the time of each of them, `[1, F]`.
+        states: of the estimator at each of them; None: nothing was before and nothing follows.
+    """
+
+    x: Tensor
+    mu: Tensor
+    mask: Tensor | None
+    spks: Tensor
+    cond: Tensor
+    streaming: bool
+    lengths: list[float]
+    times: list[Tensor]
+    states: list[State] | None
+
+    @property
+    def done(self) -> bool:
+        return not self.lengths
 
 
 class CausalConditionalCFM(nn.Module):
@@ -80,7 +108,25 @@ class CausalConditionalCFM(nn.Module):
         streaming: bool = False,
         state: State | None = None,
     ) -> Tensor:
-        """Mel `[B, 80, T]` of the frames fed now, float32 (float64 if mu is).
+        """Mel `[B, 80, T]` of the frames fed now; the arguments are those of `begin`."""
+        trajectory = self.begin(
+            mu, mask, n_timesteps, temperature, spks=spks, cond=cond, streaming=streaming, state=state
+        )
+        return self.solve(trajectory)
+
+    def begin(
+        self,
+        mu: Tensor,
+        mask: Tensor | None,
+        n_timesteps: int,
+        temperature: float = 1.0,
+        *,
+        spks: Tensor,
+        cond: Tensor,
+        streaming: bool = False,
+        state: State | None = None,
+    ) -> Trajectory:
+        """The frames fed now, as noise.
 
         Args:
             mu: `[B, 80, T]`, what the tokens say.
@@ -108,21 +154,62 @@ class CausalConditionalCFM(nn.Module):
         def pair(given: Tensor) -> Tensor:
             return torch.cat([given, torch.zeros_like(given)])
 
-        mu_pair, spks_pair, cond_pair = pair(mu), pair(spks), pair(cond)
-        mask_pair = None if mask is None else torch.cat([mask, mask])
+        times, lengths = zip(*euler_steps(n_timesteps), strict=True)
+        features = torch.tensor(times, device=mu.device)
+        if hasattr(self.estimator, "time_features"):
+            features = self.estimator.time_features(features)
+        noise = self.rand_noise[:, :, start : start + frames].expand(batch, -1, -1) * temperature
+        return Trajectory(
+            x=noise.to(torch.promote_types(mu.dtype, torch.float32)),
+            mu=pair(mu),
+            mask=None if mask is None else torch.cat([mask, mask]),
+            spks=pair(spks),
+            cond=pair(cond),
+            streaming=streaming,
+            lengths=list(lengths),
+            times=list(features.split(1)),
+            states=None if state is None else [state["steps"][str(index)] for index in range(n_timesteps)],
+        )
+
+    def solve(self, trajectory: Trajectory) -> Tensor:
+        """All Euler steps that are left; mel `[B, 80, T]`."""
+        while not trajectory.done:
+            self.advance([trajectory])
+        return trajectory.x
+
+    def advance(self, trajectories: Sequence[Trajectory]) -> None:
+        """One Euler step of each, in one batch.
+
+        Several ones have as many frames, no mask, states, and the same `streaming`; they may stand at different steps
+        and have different pasts.
+        """
+        states = [trajectory.states.pop(0) for trajectory in trajectories if trajectory.states is not None]
+        state = None if not states else states[0] if len(states) == 1 else stack_states(states)
+
+        def rows(name: str) -> Tensor:
+            return _joined([getattr(trajectory, name) for trajectory in trajectories])
+
+        x_pair = _joined([torch.cat([trajectory.x, trajectory.x]) for trajectory in trajectories])
+        t = _joined([_repeated(trajectory.times.pop(0), len(trajectory.mu)) for trajectory in trajectories])
+        velocity = self.estimator(
+            x_pair.to(trajectories[0].mu.dtype),
+            None if trajectories[0].mask is None else rows("mask"),
+            rows("mu"),
+            t,
+            rows("spks"),
+            rows("cond"),
+            streaming=trajectories[0].streaming,
+            state=state,
+        )
+        if len(states) > 1:
+            unstack_state(state, states)
+
         guidance = self.inference_cfg_rate
-        x = self.rand_noise[:, :, start : start + frames].expand(batch, -1, -1) * temperature
-        x = x.to(torch.promote_types(mu.dtype, torch.float32))
-        for index, (t, dt) in enumerate(euler_steps(n_timesteps)):
-            x_pair = torch.cat([x, x]).to(mu.dtype)
-            t_pair = torch.full((2 * batch,), t, device=x.device, dtype=torch.float32)
-            step_state = child_state(state, "steps", str(index))
-            velocity = self.estimator(
-                x_pair, mask_pair, mu_pair, t_pair, spks_pair, cond_pair, streaming=streaming, state=step_state
-            )
-            guided, unguided = velocity.chunk(2)
-            x = x + dt * ((1 + guidance) * guided - guidance * unguided)
-        return x
+        parts = velocity.split([len(own.mu) for own in trajectories])
+        for trajectory, part in zip(trajectories, parts, strict=True):
+            guided, unguided = part.chunk(2)
+            dt = trajectory.lengths.pop(0)
+            trajectory.x = trajectory.x + dt * ((1 + guidance) * guided - guidance * unguided)
 
     def _extend_state(self, state: State, frames: int, n_timesteps: int, batch_size: int, like: Tensor) -> None:
         steps = state["steps"]
@@ -155,3 +242,11 @@ class CausalConditionalCFM(nn.Module):
         kept = (torch.rand(batch, 1, 1, device=x1.device) > self.training_cfg_rate).to(x1.dtype)
         velocity = self.estimator(y, mask, mu * kept, t[:, 0, 0], spks * kept[:, 0], cond * kept, streaming=streaming)
         return F.mse_loss(velocity * mask, u * mask, reduction="sum") / (mask.sum() * x1.shape[1])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _repeated(row: Tensor, rows: int) -> Tensor:
+    return row.expand(rows, *row.shape[1:])

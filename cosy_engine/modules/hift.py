@@ -184,7 +184,7 @@ class HiFTGenerator(nn.Module):
         self, batch_size: int, device: torch.device | str, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> State:
         """The state before the first frame. The seed chooses CosyVoice2's noise; CosyVoice3's is always the same."""
-        return {"m_source": {"noise_position": self.m_source.first_noise_sample(seed)}}
+        return {"m_source": {"noise_position": self.m_source.noise_position(seed)}}
 
     def forward_chunk(self, mel: Tensor, state: State, *, finalize: bool) -> Tensor:
         """The next mel frames [B, in_channels, n] -> the next samples [B, any number].

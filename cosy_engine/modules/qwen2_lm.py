@@ -8,8 +8,8 @@ text head, which speech never uses.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from cosy_engine.errors import ModelDirectoryError
 
 IGNORE = -1
+_SMALLEST_CAPACITY = 256
 
 
 @dataclass
@@ -28,9 +29,9 @@ class KVCache:
     """What a backbone remembers of one sequence (or of a batch in lock step). Starts empty; belongs to the request."""
 
     length: int = 0
-    capacity: int = 0
-    keys: list[Tensor] = field(default_factory=list)  # a layer: [B, key heads, capacity, head size], `length` filled
-    values: list[Tensor] = field(default_factory=list)
+    capacity: int = 0  # a power of two
+    keys: Tensor | None = None  # [layers, B, key heads, capacity, head size], `length` filled, finite numbers after it
+    values: Tensor | None = None
     cosine: Tensor | None = None  # rotary tables [capacity, head size]
     sine: Tensor | None = None
 
@@ -58,56 +59,109 @@ class Qwen2Encoder(nn.Module):
         self.queries_per_key = config.num_attention_heads // config.num_key_value_heads
         self.norm_eps = config.rms_norm_eps
         self.rope_theta = float(config.rope_parameters["rope_theta"])
+        self.single_step: Callable[[Tensor, KVCache], Tensor] | None = None  # a faster way to feed one position
 
     def forward(self, embeddings: Tensor, cache: KVCache | None = None) -> Tensor:
         """Feed `embeddings` [B, T, D] after what `cache` holds and extend it; returns hidden states [B, T, D]."""
-        cache = KVCache() if cache is None else cache
-        batch, new, _ = embeddings.shape
-        start, end = cache.length, cache.length + new
-        self._reserve(cache, end, embeddings)
-        cosine, sine = cache.cosine[start:end], cache.sine[start:end]
-        mask = None
-        if new > 1:  # the queries that share a key head stand one after the other
-            seen = torch.ones(new, end, dtype=torch.bool, device=embeddings.device).tril(start)
-            mask = seen.repeat(self.queries_per_key, 1)
+        if cache is None:
+            cosine, sine = self._rotary(embeddings.shape[1], embeddings)
+            return self._layers(embeddings, cosine, sine, self._seen(embeddings, 0), lambda _, *new: new)
+        if self.single_step is not None and embeddings.shape[:2] == (1, 1) and cache.length:
+            return self.single_step(embeddings, cache)
+        return self.extend(embeddings, cache)
 
-        x = embeddings
-        for layer, keys, values in zip(self.model.model.layers, cache.keys, cache.values, strict=True):
+    def extend(self, embeddings: Tensor, cache: KVCache) -> Tensor:
+        """`forward`, always by the layers as they are."""
+        start, end = cache.length, cache.length + embeddings.shape[1]
+        self.reserve(cache, end, embeddings)
+        keys, values = cache.keys[..., :end, :].unbind(), cache.values[..., :end, :].unbind()
+
+        def remember(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            keys[layer][:, :, start:] = key
+            values[layer][:, :, start:] = value
+            return keys[layer], values[layer]
+
+        cosine, sine = cache.cosine[start:end], cache.sine[start:end]
+        cache.length = end
+        return self._layers(embeddings, cosine, sine, self._seen(embeddings, start), remember)
+
+    def step(self, embeddings: Tensor, position: Tensor, cache: KVCache) -> Tensor:
+        """`forward` of one position [B, 1, D] with shapes that do not depend on how many came before it, so that it can
+        be recorded and run again: `position` [1] says how many, and `cache`, whose length is not looked at, has room.
+        """
+        mask = torch.arange(cache.capacity, device=position.device) <= position
+
+        def remember(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = cache.keys[layer], cache.values[layer]
+            return keys.index_copy_(2, position, key), values.index_copy_(2, position, value)
+
+        return self._layers(embeddings, cache.cosine[position], cache.sine[position], mask.unsqueeze(0), remember)
+
+    def reserve(self, cache: KVCache, count: int, like: Tensor) -> None:
+        """Room for `count` positions of `like`'s batch, dtype and device."""
+        if count <= cache.capacity:
+            return
+        capacity = max(_SMALLEST_CAPACITY, 1 << (count - 1).bit_length())
+        shape = (len(self.model.model.layers), like.shape[0], self.key_heads, capacity, self.head_size)
+        for side in ("keys", "values"):
+            grown = like.new_zeros(shape)
+            if cache.length:
+                grown[..., : cache.length, :] = getattr(cache, side)[..., : cache.length, :]
+            setattr(cache, side, grown)
+        cache.cosine, cache.sine = self._rotary(capacity, like)
+        cache.capacity = capacity
+
+    def _layers(
+        self,
+        x: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        mask: Tensor | None,
+        remember: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """All layers and the final norm, on [B, T, D].
+
+        Args:
+            cosine, sine: rotary tables of the T positions.
+            mask: [T, keys], True where a key is seen; None if all are.
+            remember: takes a layer's number and its T new keys and values [B, key heads, T, head size], and returns
+                all that are attended to.
+        """
+        batch, new, _ = x.shape
+        if mask is not None:  # the queries that share a key head stand one after the other
+            mask = mask.repeat(self.queries_per_key, 1)
+        for number, layer in enumerate(self.model.model.layers):
             attention = layer.self_attn
             h = self._norm(x, layer.input_layernorm)
             heads = torch.cat([attention.q_proj(h), attention.k_proj(h)], dim=-1)
             heads = heads.view(batch, new, -1, self.head_size).transpose(1, 2)
             heads = torch.addcmul(heads * cosine, heads.roll(self.head_size // 2, dims=-1), sine)
             query, key = heads.split([heads.shape[1] - self.key_heads, self.key_heads], dim=1)
-            keys[:, :, start:end] = key
-            values[:, :, start:end] = attention.v_proj(h).view(batch, new, -1, self.head_size).transpose(1, 2)
+            value = attention.v_proj(h).view(batch, new, -1, self.head_size).transpose(1, 2)
+            keys, values = remember(number, key, value)
             query = query.reshape(batch, self.key_heads, -1, self.head_size)
-            mixed = F.scaled_dot_product_attention(query, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
             mixed = mixed.reshape(batch, -1, new, self.head_size).transpose(1, 2)
             x = x + attention.o_proj(mixed.reshape(batch, new, -1))
             x = x + layer.mlp(self._norm(x, layer.post_attention_layernorm))
-        cache.length = end
         return self._norm(x, self.model.model.norm)
+
+    @staticmethod
+    def _seen(embeddings: Tensor, start: int) -> Tensor | None:
+        """Which keys each of the positions from `start` on sees: [T, start + T]; None if it is a single one."""
+        new = embeddings.shape[1]
+        everything = torch.ones(new, start + new, dtype=torch.bool, device=embeddings.device)
+        return everything.tril(start) if new > 1 else None
 
     def _norm(self, x: Tensor, norm: nn.Module) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), norm.weight, self.norm_eps)
 
-    def _reserve(self, cache: KVCache, count: int, like: Tensor) -> None:
-        """Room for `count` positions of `like`'s batch, dtype and device, at least doubling what there is."""
-        if count <= cache.capacity:
-            return
-        capacity = max(256, 2 * cache.capacity, count)
-        shape = (like.shape[0], self.key_heads, capacity, self.head_size)
-        for side in ("keys", "values"):
-            grown = [like.new_empty(shape) for _ in self.model.model.layers]
-            for new, old in zip(grown, getattr(cache, side), strict=False):  # none at first
-                new[:, :, : cache.length] = old[:, :, : cache.length]
-            setattr(cache, side, grown)
+    def _rotary(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines [count, head size] of the first positions, in `like`'s dtype."""
         exponents = torch.arange(0, self.head_size, 2, device=like.device) / self.head_size
-        angles = torch.outer(torch.arange(capacity, device=like.device).float(), self.rope_theta**-exponents)
-        cache.cosine = torch.cat([angles.cos(), angles.cos()], dim=-1).to(like.dtype)
-        cache.sine = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(like.dtype)
-        cache.capacity = capacity
+        angles = torch.outer(torch.arange(count, device=like.device).float(), self.rope_theta**-exponents)
+        cosine, sine = angles.cos(), angles.sin()
+        return torch.cat([cosine, cosine], dim=-1).to(like.dtype), torch.cat([-sine, sine], dim=-1).to(like.dtype)
 
 
 def _read_qwen2_config(source: str | Path | Mapping[str, Any]) -> Qwen2Config:

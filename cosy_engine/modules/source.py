@@ -137,9 +137,9 @@ class SourceModule(nn.Module):
         """Number of samples known after n pitch values."""
         return n * self.hop if self.causal else max(0, n * self.hop - self.hop // 2)
 
-    def first_noise_sample(self, seed: int) -> int:
-        """Where in the noise sequence a request with this seed starts."""
-        return 0 if self.causal else seed * 104_729 % BLOCK  # a prime, so that nearby seeds lie far apart
+    def noise_position(self, seed: int) -> Tensor:
+        """Where in the noise sequence a request with this seed starts, as the state has it: int64 [1] on the CPU."""
+        return torch.tensor([0 if self.causal else seed * 104_729 % BLOCK])  # a prime: nearby seeds lie far apart
 
     def forward(
         self, f0: Tensor, state: State | None = None, *, finalize: bool = True, noise: Tensor | None = None
@@ -150,9 +150,9 @@ class SourceModule(nn.Module):
             sines, voiced = self.sines(f0, state, finalize=finalize)
             samples = sines.shape[1]
             if noise is None:
-                position = state.get("noise_position", self.first_noise_sample(0))
-                noise = self.noise(position, samples, f0.device)[None]
-                state["noise_position"] = position + samples
+                positions = state.get("noise_position", self.noise_position(0))
+                noise = torch.stack([self.noise(int(position), samples, f0.device) for position in positions])
+                state["noise_position"] = positions + samples
             noise_amp = torch.where(voiced, self.noise_std, self.sine_amp / 3)
             excitation = self.sine_amp * sines * voiced + noise_amp * noise[:, :samples]
         return torch.tanh(self.l_linear(excitation)).transpose(1, 2)

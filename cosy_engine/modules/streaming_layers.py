@@ -188,7 +188,7 @@ class InverseSTFT(nn.Module):
             frames = torch.fft.irfft(torch.polar(magnitude, phase), self.n_fft, dim=1) * self.window[:, None]
         else:
             frames = magnitude.new_zeros(magnitude.shape[0], self.n_fft, 0)
-        envelope = self.window.square()[None, :, None].expand(1, -1, frames.shape[-1])
+        envelope = self.window.square()[None, :, None].expand(len(frames), -1, frames.shape[-1])
         signal = self._overlap_add(frames, substate(state, "signal"), finalize)
         return signal / self._overlap_add(envelope, substate(state, "envelope"), finalize)
 

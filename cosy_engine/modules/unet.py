@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.modules.attention import attend, attention_masks, merge_heads, no_past, past_lengths, split_heads
+from cosy_engine.modules.attention import (
+    attend,
+    attention_masks,
+    merge_heads,
+    no_past,
+    past_lengths,
+    split_heads,
+)
 from cosy_engine.modules.causal_conv import CausalConv1d
 from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.options import require
@@ -29,7 +36,7 @@ class CausalBlock1D(nn.Module):
 
 
 class CausalResnetBlock1D(nn.Module):
-    """Two causal blocks with the time embedding added between them, and a 1x1 convolution around them."""
+    """Two causal blocks with a shift, made from the time, between them, and a 1x1 convolution around them."""
 
     def __init__(self, in_channels: int, out_channels: int, time_dim: int) -> None:
         super().__init__()
@@ -38,8 +45,8 @@ class CausalResnetBlock1D(nn.Module):
         self.block2 = CausalBlock1D(out_channels, out_channels)
         self.res_conv = nn.Conv1d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, t: Tensor, state: State | None = None) -> Tensor:
-        h = self.block1(x, child_state(state, "block1")) + self.mlp(t)[:, :, None]
+    def forward(self, x: Tensor, shift: Tensor, state: State | None = None) -> Tensor:
+        h = self.block1(x, child_state(state, "block1")) + shift[:, :, None]
         return self.block2(h, child_state(state, "block2")) + self.res_conv(x)
 
 
@@ -100,9 +107,9 @@ class BasicTransformerBlock(nn.Module):
 class Stage(nn.ModuleList):
     """Child 0: a residual block; child 1: transformer blocks; child 2, which the caller applies: a convolution."""
 
-    def forward(self, x: Tensor, t: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
-        """x: `[B, C, T]`; t: `[B, time_dim]`; masks: of `attention_masks`."""
-        x = self[0](x, t, child_state(state, "0")).transpose(1, 2)
+    def forward(self, x: Tensor, shift: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
+        """x: `[B, C, T]`; shift: `[B, C]`, of the residual block; masks: of `attention_masks`."""
+        x = self[0](x, shift, child_state(state, "0")).transpose(1, 2)
         for index, block in enumerate(self[1]):
             x = block(x, masks, child_state(state, "1", str(index)))
         return x.transpose(1, 2)
@@ -134,6 +141,8 @@ class CausalConditionalDecoder(nn.Module):
     Raises:
         ModelDirectoryError: several levels, another activation, or not causal.
     """
+
+    batches_streams = True
 
     def __init__(
         self,
@@ -168,6 +177,12 @@ class CausalConditionalDecoder(nn.Module):
         self.final_block = CausalBlock1D(width, width)
         self.final_proj = nn.Conv1d(width, out_channels, 1)
 
+    def time_features(self, t: Tensor) -> Tensor:
+        """All that depends on the time alone, `[B, stages*C]` for times `[B]`: the shift of each stage."""
+        embedded = self.time_mlp(embed_time(t, self.in_channels).to(self.time_mlp.linear_1.weight.dtype))
+        stages = (self.down_blocks[0], *self.mid_blocks, self.up_blocks[0])
+        return torch.cat([stage[0].mlp(embedded) for stage in stages], dim=1)
+
     def forward(
         self,
         x: Tensor,
@@ -182,7 +197,8 @@ class CausalConditionalDecoder(nn.Module):
         """Velocity `[B, out_channels, T]` of the frames fed now, 0 where they are padding.
 
         Args:
-            x: `[B, 80, T]`, where the flow is at time `t [B]`.
+            x: `[B, 80, T]`, where the flow is at time `t`.
+            t: `[B]`, or what `time_features` makes of it.
             mask: `[B, 1, T]`, nonzero where a frame is not padding (padding comes after all others); None: no padding.
             mu: `[B, 80, T]`, what the tokens say.
             spks: `[B, 80]`, the projected speaker embedding.
@@ -194,14 +210,14 @@ class CausalConditionalDecoder(nn.Module):
         frames = x.shape[2]
         pasts = past_lengths(child_state(state, "down_blocks", "0", "1", "0", "attn1"))
         masks = attention_masks(pasts, frames, self.static_chunk_size if streaming else 0, x.device, mask)
-        t = self.time_mlp(embed_time(t, self.in_channels).to(x.dtype))
+        shifts = iter((t if t.dim() == 2 else self.time_features(t)).chunk(len(self.mid_blocks) + 2, dim=1))
         x = torch.cat([x, mu, spks[:, :, None].expand(-1, -1, frames), cond], dim=1)
 
-        skip = self.down_blocks[0](x, t, masks, child_state(state, "down_blocks", "0"))
+        skip = self.down_blocks[0](x, next(shifts), masks, child_state(state, "down_blocks", "0"))
         x = self.down_blocks[0][2](skip, child_state(state, "down_blocks", "0", "2"))
         for index, mid_block in enumerate(self.mid_blocks):
-            x = mid_block(x, t, masks, child_state(state, "mid_blocks", str(index)))
-        x = self.up_blocks[0](torch.cat([x, skip], dim=1), t, masks, child_state(state, "up_blocks", "0"))
+            x = mid_block(x, next(shifts), masks, child_state(state, "mid_blocks", str(index)))
+        x = self.up_blocks[0](torch.cat([x, skip], dim=1), next(shifts), masks, child_state(state, "up_blocks", "0"))
         x = self.up_blocks[0][2](x, child_state(state, "up_blocks", "0", "2"))
         velocity = self.final_proj(self.final_block(x, child_state(state, "final_block")))
         return velocity if mask is None else velocity * mask

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import repeat
 
 from cosy_engine.config import HopSettings
 
-
-def _hops(settings: HopSettings) -> Iterator[int]:
-    if settings.token_hop_len_first is not None:
-        yield settings.token_hop_len_first
-    hop = settings.token_hop_len
-    while True:
-        yield from repeat(hop, settings.stream_grow_after)
-        hop = min(max(settings.token_max_hop_len, settings.token_hop_len), hop * settings.stream_scale_factor)
+_RAMP = 5  # tokens; hops below the usual one are multiples of it
 
 
-def chunk_ends(prompt_tokens: int, chunk_size: int, settings: HopSettings) -> Iterator[int]:
-    """Token positions, counted from the first prompt token, where the chunks of one request end.
+def _sizes(settings: HopSettings) -> list[int]:
+    """Hops that may be used, the largest first."""
+    sizes = list(range(_RAMP, settings.token_hop_len, _RAMP)) + [settings.token_hop_len]
+    while settings.stream_scale_factor > 1 and sizes[-1] * settings.stream_scale_factor <= settings.token_max_hop_len:
+        sizes.append(sizes[-1] * settings.stream_scale_factor)
+    return sizes[::-1]
 
-    Every end is a multiple of `chunk_size` (the chunk of the attention masks), so that each chunk is final once made.
-    The first chunk has 25 new tokens by default and what pads the prompt to a multiple of 25, as in the public code.
-    Hops grow to 50 and 100 more slowly than there: while a chunk of `n` seconds is made the listener lives on what he
-    has, which after five chunks is enough for one of twice the length even if a second takes 0.8 seconds to make.
+
+def hops(first: int, held_back: float, rtf: float, settings: HopSettings) -> Iterator[int]:
+    """Tokens of each chunk after the first one.
+
+    While a chunk is made the listener lives on what he has. So a hop is the largest that is made before that is
+    spent, even if a second of sound takes `rtf` seconds: short ones after a short first chunk, then the usual one, and
+    longer ones, which cost less, once there is enough in hand.
+
+    Args:
+        first: new tokens of the first chunk.
+        held_back: tokens at the end of what was made that the listener does not hear yet.
     """
-    position = prompt_tokens
-    for hop in _hops(settings):
-        position = -(-(position + hop) // chunk_size) * chunk_size
-        yield position
+    sizes = _sizes(settings)
+    in_hand = first - held_back
+    while True:
+        hop = next((size for size in sizes if size * rtf <= in_hand), sizes[-1])
+        yield hop
+        in_hand += (1 - rtf) * hop

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
-from cosy_engine.modules.streaming import State
-from cosy_engine.token2wav.hops import chunk_ends
+from cosy_engine.modules.streaming import State, state_bytes
+from cosy_engine.token2wav.hops import hops
+from cosy_engine.token2wav.memory import StreamMemory
 from cosy_engine.token2wav.speed import StreamingSpeed
 from cosy_engine.token2wav.voice_states import FlowPrompt, VoiceStates
+from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
 
 
 class StreamSession:
     """State of one request between its tokens and its sound.
 
     A chunk feeds only its new tokens and frames to the flow and the vocoder: what came before lives in the session's
-    state. The chunks are a function of the token count alone, so the sound does not depend on when tokens arrive.
+    state. If the memory of all streams has no room for the flow's part of it, the next chunk feeds what came before
+    again, as it was fed before. The chunks are a function of the token count alone, so the sound does not depend on
+    when tokens arrive.
     """
 
     def __init__(
@@ -27,28 +31,27 @@ class StreamSession:
         flow: nn.Module,
         hift: nn.Module,
         voices: VoiceStates,
+        memory: StreamMemory,
         prompt: Prompt,
-        hops: HopSettings,
+        hop_settings: HopSettings,
         *,
+        rtf: float,
         seed: int,
         speed: float = 1.0,
     ) -> None:
-        self._flow, self._hift, self._voices, self._prompt = flow, hift, voices, prompt
+        self._flow, self._hift, self._voices, self._memory, self._prompt = flow, hift, voices, memory, prompt
         self._given = FlowPrompt(flow, prompt)
         self._tokens: list[int] = prompt.speech_token.tolist()
         self._prompt_tokens = len(self._tokens)
         self._flow_state: State | None = None
         self._vocoder_state: State = hift.init_state(1, self._given.feat.device, torch.float32, seed=seed)
         self._speed = StreamingSpeed(speed)
-        self._ends = chunk_ends(self._prompt_tokens, flow.chunk_size, hops)
-        self._position = 0
-        self._end = next(self._ends)
+        first = hop_settings.token_hop_len_first or flow.chunk_size - flow.pre_lookahead_len
+        self._fed = [voices.position(self._given)]  # where the flow's chunks ended
+        self._end = self._prompt_tokens + first
+        held_back = hift.lookahead_frames / flow.token_mel_ratio
+        self._hops: Iterator[int] = hops(first, held_back, rtf, hop_settings)
         self._finished = False
-
-    def prepare(self) -> None:
-        """Do what needs no token yet: the part of the flow that depends on the voice alone."""
-        if self._flow_state is None:
-            self._position, self._flow_state = self._voices.after(self._prompt, self._given)
 
     def push(self, tokens: Sequence[int]) -> None:
         """More speech tokens."""
@@ -60,29 +63,53 @@ class StreamSession:
 
     @property
     def ready(self) -> bool:
-        """Whether `step` can make a chunk now."""
+        """Whether a `chunk` can be made now."""
         return self._finished and not self.done or len(self._tokens) >= self._end + self._flow.pre_lookahead_len
 
     @property
     def done(self) -> bool:
         """Whether every token has become sound."""
-        return self._finished and len(self._tokens) in (self._position, self._prompt_tokens)
+        return self._finished and len(self._tokens) in (self._fed[-1], self._prompt_tokens)
 
-    def step(self) -> Tensor:
+    def prepare(self) -> Making[None]:
+        """Do what needs no token yet: the part of the flow that depends on the voice alone."""
+        if self._flow_state is None:
+            self._flow_state = yield from self._voices.after(self._prompt, self._given)
+
+    def chunk(self) -> Making[Tensor]:
         """The next chunk of sound, `[samples]` float32; it may be empty."""
-        self.prepare()
         finalize = len(self._tokens) < self._end + self._flow.pre_lookahead_len
         end = len(self._tokens) if finalize else self._end
-        fed = end if finalize else end + self._flow.pre_lookahead_len
-        mel = self._speed.push(self._mel(fed, end, finalize), finalize=finalize)
-        self._position = end
-        self._end = next(self._ends)
-        return self._hift.forward_chunk(mel.float(), self._vocoder_state, finalize=finalize)[0]
+        if self._flow_state is None:
+            yield from self.prepare()
+            for earlier in _together(self._fed, self._flow.chunk_size):
+                yield from self._mel(*earlier, finalize=False)
+        mel = yield from self._mel(self._fed[-1], end, finalize=finalize)
+        if not self._memory.keep(self, 0 if finalize else state_bytes(self._flow_state)):
+            self._flow_state = None
+        self._fed.append(end)
+        self._end = end + next(self._hops)
+        vocode = Vocode(
+            self._hift, self._speed.push(mel.float(), finalize=finalize), self._vocoder_state, finalize=finalize
+        )
+        yield vocode
+        return vocode.sound[0]
 
-    def _mel(self, fed: int, end: int, finalize: bool) -> Tensor:
-        """Mel `[1, 80, frames]` of the tokens from the last position to `end`, without the prompt's frames."""
-        first_frame, last_frame = (position * self._flow.token_mel_ratio for position in (self._position, end))
+    def _mel(self, start: int, end: int, *, finalize: bool) -> Making[Tensor]:
+        """Mel `[1, 80, frames]` of the tokens from `start` to `end`, without the prompt's frames."""
+        first_frame, last_frame = (position * self._flow.token_mel_ratio for position in (start, end))
         cond = self._given.condition(first_frame, last_frame)
-        token = torch.tensor([self._tokens[self._position : fed]], dtype=torch.int32, device=cond.device)
-        mel = self._flow.forward_chunk(token, cond, self._given.speaker, self._flow_state, finalize=finalize)
-        return mel[:, :, max(0, len(self._given.feat) - first_frame) :]
+        seen = end if finalize else end + self._flow.pre_lookahead_len
+        token = torch.tensor([self._tokens[start:seen]], dtype=torch.int32, device=cond.device)
+        trajectory = self._flow.begin_chunk(token, cond, self._given.speaker, self._flow_state, finalize=finalize)
+        yield EulerSteps(self._flow.decoder, trajectory)
+        return trajectory.x[:, :, max(0, len(self._given.feat) - first_frame) :]
+
+
+def _together(ends: Sequence[int], chunk_size: int) -> Iterator[tuple[int, int]]:
+    """The same chunks in as few feeds as have the same masks: those of whole mask chunks go with the ones after."""
+    start = ends[0]
+    for end in ends[1:]:
+        if end == ends[-1] or (end - start) % chunk_size:
+            yield start, end
+            start = end

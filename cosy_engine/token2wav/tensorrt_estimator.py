@@ -134,6 +134,8 @@ class TensorRTEstimator(nn.Module):
             `__call__(inputs) -> outputs`, by the names of the ONNX interface.
     """
 
+    batches_streams = False  # the graph has one length of the past for all rows
+
     def __init__(self, estimator: nn.Module, engines: Mapping[Variant, TensorRTEngine]) -> None:
         super().__init__()
         self.estimator, self.engines = estimator, engines

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
+from cosy_engine.token2wav.memory import StreamMemory, default_budget
 from cosy_engine.token2wav.session import StreamSession
 from cosy_engine.token2wav.speed import change_speed
 from cosy_engine.token2wav.upstream_exact import UpstreamSession
 from cosy_engine.token2wav.voice_states import VoiceStates
+from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
+
+_RTF = {"cpu": 0.8, "cuda": 0.3}  # no listener runs dry as long as a second of sound takes less to make
 
 
 class Session(Protocol):
-    """What the engine needs of a stream. `prepare` may be called at once, to do what needs no token; `step` gives
+    """What the engine needs of a stream. `prepare` may be driven at once, to do what needs no token; `chunk` gives
     `[samples]` float32."""
 
     @property
@@ -26,8 +30,8 @@ class Session(Protocol):
     def done(self) -> bool: ...
     def push(self, tokens: Sequence[int]) -> None: ...
     def finish(self) -> None: ...
-    def prepare(self) -> None: ...
-    def step(self) -> Tensor: ...
+    def prepare(self) -> Making[None]: ...
+    def chunk(self) -> Making[Tensor]: ...
 
 
 class WholeSession:
@@ -51,13 +55,13 @@ class WholeSession:
     def ready(self) -> bool:
         return self._finished and not self.done
 
-    def prepare(self) -> None:
-        pass
+    def prepare(self) -> Making[None]:
+        yield from ()
 
-    def step(self) -> Tensor:
+    def chunk(self) -> Making[Tensor]:
         self.done = True
         weight = self._flow.spk_embed_affine_layer.weight
-        mel = self._flow.inference(
+        trajectory = self._flow.begin_inference(
             torch.tensor([self._tokens], dtype=torch.int32, device=weight.device),
             self._prompt.speech_token[None].to(weight.device),
             self._prompt.speech_feat[None].to(weight),
@@ -65,28 +69,45 @@ class WholeSession:
             streaming=False,
             finalize=True,
         )
+        yield EulerSteps(self._flow.decoder, trajectory)
+        mel = change_speed(trajectory.x[:, :, len(self._prompt.speech_feat) :].float(), self._speed)
         state = self._hift.init_state(1, weight.device, torch.float32, seed=self._seed)
-        return self._hift.forward_chunk(change_speed(mel.float(), self._speed), state, finalize=True)[0]
+        vocode = Vocode(self._hift, mel, state, finalize=True)
+        yield vocode
+        return vocode.sound[0]
 
 
 class Token2Wav:
-    """Opens sessions; holds nothing that belongs to a request.
+    """Opens sessions.
 
     Args:
-        voice_cache: bytes that the flow's states of prompts may take.
+        voice_cache: bytes that the flow's states of prompts may take on the device, and again in host memory.
+        stream_memory: bytes that the streams may keep between their chunks; None: see `default_budget`.
     """
 
     def __init__(
-        self, flow: nn.Module, hift: nn.Module, *, upstream_exact: bool = False, voice_cache: int = 2**30
+        self,
+        flow: nn.Module,
+        hift: nn.Module,
+        *,
+        upstream_exact: bool = False,
+        voice_cache: int = 2**30,
+        stream_memory: int | None = None,
     ) -> None:
         self.flow, self.hift = flow, hift
-        self._voices = VoiceStates(flow, voice_cache)
+        device = flow.spk_embed_affine_layer.weight.device
+        devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+        self._voices = VoiceStates(flow, [(device, voice_cache) for device in devices])
+        self._memory = StreamMemory(default_budget(device) if stream_memory is None else stream_memory)
+        self._rtf = _RTF[device.type]
         self._upstream_hop = {"token_hop_len": 25} if upstream_exact else None
 
     def session(self, prompt: Prompt, hops: HopSettings, *, stream: bool, seed: int, speed: float = 1.0) -> Session:
         """A new stream in the voice of `prompt`; `seed` chooses the vocoder's noise."""
         if self._upstream_hop is not None:
             return UpstreamSession(self.flow, self.hift, prompt, self._upstream_hop, hops, stream, seed, speed)
-        if stream:
-            return StreamSession(self.flow, self.hift, self._voices, prompt, hops, seed=seed, speed=speed)
-        return WholeSession(self.flow, self.hift, prompt, seed=seed, speed=speed)
+        if not stream:
+            return WholeSession(self.flow, self.hift, prompt, seed=seed, speed=speed)
+        return StreamSession(
+            self.flow, self.hift, self._voices, self._memory, prompt, hops, rtf=self._rtf, seed=seed, speed=speed
+        )

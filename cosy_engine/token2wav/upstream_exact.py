@@ -17,6 +17,7 @@ from cosy_engine.frontend import Prompt
 from cosy_engine.modules.hift import CausalHiFTGenerator
 from cosy_engine.modules.source import draw_public_noise
 from cosy_engine.token2wav.speed import change_speed
+from cosy_engine.token2wav.work import Making
 
 _CACHED_FRAMES = 8
 _FRAME = 480
@@ -81,11 +82,12 @@ class UpstreamSession:
         needed = self._this_hop + self._flow.pre_lookahead_len
         return self._stream and len(self._tokens) - self._offset >= needed
 
-    def prepare(self) -> None:
-        pass
+    def prepare(self) -> Making[None]:
+        yield from ()
 
-    def step(self) -> Tensor:
-        """The next chunk of sound, `[samples]`."""
+    def chunk(self) -> Making[Tensor]:
+        """The next chunk of sound, `[samples]`, all in one piece of work."""
+        yield from ()
         if not self._chunk_ready:
             self.done = True
             mel = self._mel(len(self._tokens), streaming=False, finalize=True)

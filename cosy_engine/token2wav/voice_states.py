@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cosy_engine.frontend import Prompt
-from cosy_engine.modules.streaming import State, fork_state, init_state, state_bytes
-
-logger = logging.getLogger(__name__)
+from cosy_engine.modules.streaming import State, fork_state, init_state, move_state, state_bytes
+from cosy_engine.token2wav.work import EulerSteps, Making
 
 
 class FlowPrompt:
@@ -38,49 +37,75 @@ class FlowPrompt:
         return cond
 
 
+class _Tier:
+    """States that one memory holds, least recently used first."""
+
+    def __init__(self, device: torch.device, budget: int) -> None:
+        self.device, self.budget, self.held = device, budget, 0
+        self.states: OrderedDict[bytes, State] = OrderedDict()
+
+    def put(self, key: bytes, state: State) -> list[tuple[bytes, State]]:
+        """Add a state as the latest; returns those that there is no room for."""
+        self.states[key] = move_state(state, self.device)
+        self.held += state_bytes(state)
+        dropped = []
+        while self.held > self.budget:
+            dropped.append(self.states.popitem(last=False))
+            self.held -= state_bytes(dropped[-1][1])
+        return dropped
+
+    def take(self, key: bytes) -> State | None:
+        state = self.states.pop(key, None)
+        self.held -= 0 if state is None else state_bytes(state)
+        return state
+
+
 class VoiceStates:
-    """States of the flow after the whole mask chunks of prompts, least recently used ones dropped.
+    """States of the flow after prompts: the latest ones on the first device, those before on the next, then dropped.
 
     Args:
         flow: the model they belong to.
-        budget: bytes that may be held.
-
-    Attributes:
-        held: bytes that are.
+        tiers: device and bytes that may be held there; the flow's device first.
     """
 
-    def __init__(self, flow: nn.Module, budget: int) -> None:
+    def __init__(self, flow: nn.Module, tiers: Sequence[tuple[torch.device, int]]) -> None:
         self._flow = flow
-        self._budget = budget
-        self.held = 0
-        self._states: OrderedDict[bytes, tuple[int, State]] = OrderedDict()
+        self._tiers = [_Tier(device, budget) for device, budget in tiers]
+
+    @property
+    def held(self) -> list[int]:
+        """Bytes in each tier."""
+        return [tier.held for tier in self._tiers]
 
     def __contains__(self, prompt: Prompt) -> bool:
-        return _digest(prompt) in self._states
-
-    @torch.inference_mode()
-    def after(self, prompt: Prompt, given: FlowPrompt) -> tuple[int, State]:
-        """How many of the prompt's tokens have been fed, and a state to go on from; the caller may change it."""
         key = _digest(prompt)
-        if key not in self._states:
-            self._states[key] = self._feed(given)
-            self.held += state_bytes(self._states[key][1])
-        self._states.move_to_end(key)
-        position, state = self._states[key]
-        while self.held > self._budget:
-            _, (_, dropped) = self._states.popitem(last=False)
-            self.held -= state_bytes(dropped)
-        return position, fork_state(state)
+        return any(key in tier.states for tier in self._tiers)
 
-    def _feed(self, given: FlowPrompt) -> tuple[int, State]:
-        flow = self._flow
+    def position(self, given: FlowPrompt) -> int:
+        """How many of the prompt's tokens a state has been fed: all but those that the last of them look at."""
+        return max(0, len(given.token) - self._flow.pre_lookahead_len)
+
+    def after(self, prompt: Prompt, given: FlowPrompt) -> Making[State]:
+        """A state that has been fed the prompt up to `position`; the caller may go on from it."""
+        key = _digest(prompt)
+        state = next((found for tier in self._tiers if (found := tier.take(key)) is not None), None)
+        if state is None:
+            state = yield from self._feed(given)
+        state = move_state(state, given.feat.device)
+        going_on = fork_state(state)
+        moving = [(key, state)]
+        for tier in self._tiers:
+            moving = [dropped for entry in moving for dropped in tier.put(*entry)]
+        return going_on
+
+    def _feed(self, given: FlowPrompt) -> Making[State]:
+        flow, position = self._flow, self.position(given)
         state = init_state(flow, 1, given.feat.device, given.feat.dtype)
-        position = max(0, len(given.token) - flow.pre_lookahead_len) // flow.chunk_size * flow.chunk_size
         if position:
-            token = given.token[None, : position + flow.pre_lookahead_len]
             cond = given.condition(0, position * flow.token_mel_ratio)
-            flow.forward_chunk(token, cond, given.speaker, state, finalize=False)
-        return position, state
+            trajectory = flow.begin_chunk(given.token[None], cond, given.speaker, state, finalize=False)
+            yield EulerSteps(flow.decoder, trajectory)
+        return state
 
 
 def _digest(prompt: Prompt) -> bytes:

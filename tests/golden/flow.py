@@ -35,6 +35,19 @@ def build_flow(constructor: dict[str, Any], weights: dict[str, Tensor]) -> nn.Mo
     return flow.eval()
 
 
+def _recorded(module: nn.Module, method: str) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]]:
+    """Arguments, keyword arguments and result of each call of a method from now on."""
+    calls, run = [], getattr(module, method)
+
+    def recording(*arguments: Any, **named: Any) -> Any:
+        result = run(*arguments, **named)
+        calls.append((arguments, named, result))
+        return result
+
+    setattr(module, method, recording)
+    return calls
+
+
 @check("cv2_encoder")
 def check_encoder(case: Case, result: CheckResult) -> None:
     encoder = UpsampleConformerEncoder(**case.meta["constructor"])
@@ -63,21 +76,24 @@ def check_cfm(case: Case, result: CheckResult) -> None:
     cfm = CausalConditionalCFM(**constructor["cfm"], estimator=estimator).eval()
     entering: list[tuple[Tensor, Tensor]] = []
     estimator.register_forward_pre_hook(lambda _, inputs: entering.append((inputs[0][0], inputs[3][0])))
+    times = _recorded(estimator, "time_features")
     mel = cfm(**case.ins, n_timesteps=call["n_timesteps"], temperature=call["temperature"], streaming=call["streaming"])
     result.close("y", mel, case.outs["y"])
     result.close("x_before_step", torch.stack([x for x, _ in entering]), case.outs["x_before_step"])
-    result.close("t_at_step", torch.stack([t for _, t in entering]), case.outs["t_at_step"])
+    (((t_at_step,), _, features),) = times
+    result.close("t_at_step", t_at_step, case.outs["t_at_step"])
+    result.close("time features at step", torch.stack([entered for _, entered in entering]), features)
 
 
 @check("cv2_flow_inference", "cv3_flow_inference")
 def check_flow_inference(case: Case, result: CheckResult) -> None:
     flow = build_flow(case.meta["constructor"], case.weights("model"))
-    handed: dict[str, Any] = {}
-    flow.decoder.register_forward_pre_hook(lambda _, __, arguments: handed.update(arguments), with_kwargs=True)
+    begun = _recorded(flow.decoder, "begin")
     call = case.meta["call"]
     mel = flow.inference(
         **case.ins, streaming=call["streaming"], finalize=call["finalize"], n_timesteps=call["n_timesteps"]
     )
+    ((_, handed, _),) = begun
     result.close("mel", mel, case.outs["mel"])
     result.close("decoder_mu", handed["mu"], case.outs["decoder_mu"])
     result.close("decoder_spks", handed["spks"], case.outs["decoder_spks"])

@@ -8,6 +8,7 @@ from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
 from cosy_engine.modules.source import draw_public_noise
 from cosy_engine.token2wav.upstream_exact import UpstreamSession
+from cosy_engine.token2wav.work import complete
 from tests.golden.flow import build_flow
 from tests.golden.hift import build_hift
 from tests.golden.registry import Case, CheckResult, check
@@ -42,7 +43,7 @@ def check_token2wav(case: Case, result: CheckResult) -> None:
     streamed = session(stream=True)
     for number, plan in enumerate(recorded["plan"]):
         result.equal(f"chunk{number} exists", streamed.ready, True)
-        speech = streamed.step()
+        speech = complete(streamed.chunk())
         vocoder_calls += 1
         result.equal(f"chunk{number} samples", len(speech), plan["samples_out"])
         result.close(f"chunk{number}", speech[None], case.outs[f"chunk{number}.tts_speech"])
@@ -51,9 +52,9 @@ def check_token2wav(case: Case, result: CheckResult) -> None:
 
     for name, speed in (("nonstream", 1.0), ("nonstream_speed", call["speed"])):
         vocoder_calls = int(case.outs[f"{name}.torch_seed_offset"])
-        result.close(name, session(stream=False, speed=speed).step()[None], case.outs[f"{name}.tts_speech"])
+        result.close(name, complete(session(stream=False, speed=speed).chunk())[None], case.outs[f"{name}.tts_speech"])
 
     second = session(stream=True)
     for plan in recorded["plan_second_request_same_instance"]:
-        second.step()
+        complete(second.chunk())
         result.equal("second request finalize", second.done, plan["finalize"])

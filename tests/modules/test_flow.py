@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from cosy_engine.errors import InvalidRequestError
-from cosy_engine.modules import dit, unet, upsample_encoder
 from cosy_engine.modules.dit import DiT
 from cosy_engine.modules.flow import CausalMaskedDiffWithDiT, CausalMaskedDiffWithXvec
 from cosy_engine.modules.flow_matching import CausalConditionalCFM
 from cosy_engine.modules.streaming import State, flatten_state, fork_state, init_state, state_bytes
 from cosy_engine.modules.unet import CausalConditionalDecoder
 from cosy_engine.modules.upsample_encoder import PreLookaheadLayer, UpsampleConformerEncoder
+from tests.feeds import mask_as_fed
 from tests.modules.small_flow import CFM_PARAMS, small_flow
 
 VERSIONS = ["cosyvoice2", "cosyvoice3"]
@@ -85,7 +85,6 @@ def test_chunks_that_end_with_the_masks_chunks_equal_one_call(version: str, prom
 def test_chunks_that_end_anywhere_equal_one_call_with_their_masks(
     monkeypatch: pytest.MonkeyPatch, version: str, prompt_tokens: int, hops: tuple[int, ...]
 ) -> None:
-    """The mask's chunks are counted from the start of what is fed at a time, and end with it."""
     flow, speech = _flow(version), Speech(prompt_tokens, 83)
     ends, end = [], prompt_tokens
     while end < speech.total:
@@ -94,17 +93,7 @@ def test_chunks_that_end_anywhere_equal_one_call_with_their_masks(
         end = ends[-1]
     streamed = speech.stream(flow, ends)
 
-    def mask_of_feeds(pasts: list[int], new: int, chunk: int, device: torch.device, valid: None) -> list[Tensor]:
-        assert pasts == [0] and valid is None
-        bounds = torch.tensor([0, *ends]) * (new // speech.total)
-        position = torch.arange(new)
-        feed = torch.searchsorted(bounds, position, right=True)
-        start, end = bounds[feed - 1], bounds[feed]
-        seen = torch.minimum(start + ((position - start) // chunk + 1) * chunk, end)
-        return [(position < seen[:, None])[None, None]]
-
-    for module in (upsample_encoder, unet, dit):
-        monkeypatch.setattr(module, "attention_masks", mask_of_feeds)
+    mask_as_fed(monkeypatch, ends)
     whole = speech.whole(flow, streaming=True, finalize=True)
     torch.testing.assert_close(streamed, whole, atol=1e-9, rtol=1e-9)
 

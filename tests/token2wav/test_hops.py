@@ -1,48 +1,43 @@
 from __future__ import annotations
 
-from itertools import islice, pairwise
+from itertools import islice
 
 import pytest
 
 from cosy_engine.config import HopSettings
-from cosy_engine.token2wav.hops import chunk_ends
+from cosy_engine.token2wav.hops import hops
 
 
-def ends(prompt: int, count: int = 5, **settings: int) -> list[int]:
-    return list(islice(chunk_ends(prompt, 25, HopSettings(**settings)), count))
+def first_hops(count: int, first: int, held_back: float, rtf: float, **settings: int) -> list[int]:
+    return list(islice(hops(first, held_back, rtf, HopSettings(**settings)), count))
 
 
-@pytest.mark.parametrize("prompt", [0, 1, 24, 25, 31, 50, 77])
-def test_without_delay_the_hop_grows_as_in_the_public_code(prompt: int) -> None:
-    padding = -prompt % 25
-    first = prompt + 25 + padding
-    assert ends(prompt, stream_grow_after=1) == [first, first + 50, first + 150, first + 250, first + 350]
+@pytest.mark.parametrize("held_back", [0, 2.5, 10])
+@pytest.mark.parametrize("first", [20, 22, 25, 47, 100])
+@pytest.mark.parametrize("rtf", [0.3, 0.8])
+def test_no_listener_runs_dry(first: int, held_back: float, rtf: float) -> None:
+    in_hand = first - held_back
+    for hop in first_hops(40, first, held_back, rtf):
+        assert hop * rtf <= in_hand
+        in_hand += hop - hop * rtf
 
 
-@pytest.mark.parametrize("rtf", [0.3, 0.7, 0.8])
-def test_a_listener_never_waits_for_a_chunk_that_was_made_too_long(rtf: float) -> None:
-    positions = ends(0, 40)
-    hops = [end - start for start, end in pairwise([0, *positions])]
-    assert hops[0] == 25 and hops[-1] == 100
-    in_hand = hops[0]
-    for hop in hops[1:]:
-        assert in_hand >= rtf * hop, f"runs dry before a chunk of {hop} tokens"
-        in_hand += (1 - rtf) * hop
+def test_hops_are_short_at_first_and_grow_to_the_longest() -> None:
+    grown = first_hops(40, 22, 10, 0.8)
+    assert grown == sorted(grown)
+    assert grown[0] == 15 and grown[-1] == 100
+    assert set(grown) <= {15, 20, 25, 50, 100}
 
 
-def test_constant_hop() -> None:
-    assert ends(31, stream_scale_factor=1) == [75, 100, 125, 150, 175]
+def test_a_fast_machine_starts_with_whole_hops() -> None:
+    assert first_hops(4, 22, 10, 0.3) == [25, 50, 100, 100]
 
 
-@pytest.mark.parametrize("prompt", [0, 13, 25, 31])
-def test_a_smaller_first_hop_still_ends_on_a_mask_chunk(prompt: int) -> None:
-    first, second, *_ = ends(prompt, token_hop_len_first=10)
-    assert first % 25 == 0 and 10 <= first - prompt < 35
-    assert second == first + 25
+def test_hops_stay_within_the_settings() -> None:
+    assert set(first_hops(40, 25, 0, 0.8, token_max_hop_len=25)) <= {20, 25}
+    assert first_hops(40, 100, 0, 0.8, stream_scale_factor=1)[-1] == 25
+    assert set(first_hops(40, 50, 0, 0.8, token_hop_len=10, token_max_hop_len=40)) == {40}
 
 
-@pytest.mark.parametrize("hop", [7, 30, 40])
-def test_hops_that_are_no_multiple_of_the_mask_chunk_are_rounded_up(hop: int) -> None:
-    positions = ends(31, token_hop_len=hop)
-    assert all(end % 25 == 0 for end in positions)
-    assert positions[0] - 31 >= hop
+def test_a_first_chunk_that_gives_nothing_to_hear_is_followed_by_the_shortest_hop() -> None:
+    assert first_hops(1, 5, 10, 0.8) == [5]

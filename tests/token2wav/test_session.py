@@ -8,7 +8,10 @@ import torch
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
+from cosy_engine.token2wav.hops import hops
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
+from cosy_engine.token2wav.work import complete
+from tests.feeds import mask_as_fed
 
 SAMPLES_PER_TOKEN = 960
 TOLERANCE = 1e-3  # the phase of the sine source amplifies the rounding of the mel
@@ -36,57 +39,84 @@ def run(session: Session, tokens: list[int], push: int = 1) -> list[torch.Tensor
     for start in range(0, len(tokens), push):
         session.push(tokens[start : start + push])
         while session.ready:
-            chunks.append(session.step())
+            chunks.append(complete(session.chunk()))
     session.finish()
     while not session.done:
-        chunks.append(session.step())
+        chunks.append(complete(session.chunk()))
     return chunks
 
 
+def feed_ends(model: CosyVoiceModel, prompt_tokens: int, tokens: int, settings: HopSettings) -> list[int]:
+    """Where a stream's calls of the flow end: the prompt but for its last three tokens, then hop by hop."""
+    first = settings.token_hop_len_first or 22
+    following = hops(first, model.hift.lookahead_frames / 2, 0.8, settings)
+    ends = [max(0, prompt_tokens - 3), prompt_tokens + first]
+    while ends[-1] + 3 <= prompt_tokens + tokens:
+        ends.append(ends[-1] + next(following))
+    return [end for end in (*ends[:-1], prompt_tokens + tokens) if end]
+
+
 @torch.inference_mode()
-def whole_pass(model: CosyVoiceModel, prompt: Prompt, tokens: list[int], seed: int) -> torch.Tensor:
-    """One flow call over everything with the chunk masks, one vocoder call over all of its mel."""
-    mel = model.flow.inference(
-        torch.tensor([tokens], dtype=torch.int32),
-        prompt.speech_token[None],
-        prompt.speech_feat[None],
-        prompt.embedding[None],
-        streaming=True,
-        finalize=True,
-    )
-    state = model.hift.init_state(1, torch.device("cpu"), torch.float32, seed=seed)
+def whole_pass(
+    monkeypatch: pytest.MonkeyPatch, model: CosyVoiceModel, prompt: Prompt, tokens: list[int], hops: HopSettings
+) -> torch.Tensor:
+    """One flow call over everything with a stream's masks, one vocoder call over all of its mel."""
+    with monkeypatch.context() as patch:
+        mask_as_fed(patch, feed_ends(model, len(prompt.speech_token), len(tokens), hops))
+        mel = model.flow.inference(
+            torch.tensor([tokens], dtype=torch.int32),
+            prompt.speech_token[None],
+            prompt.speech_feat[None],
+            prompt.embedding[None],
+            streaming=True,
+            finalize=True,
+        )
+    state = model.hift.init_state(1, torch.device("cpu"), torch.float32, seed=7)
     return model.hift.forward_chunk(mel, state, finalize=True)[0]
 
 
+HOPS = {
+    "default": HopSettings(),
+    "25": HopSettings(token_max_hop_len=25),
+    "50": HopSettings(token_hop_len_first=50, token_hop_len=50),
+    "100": HopSettings(token_hop_len_first=100, token_hop_len=100),
+    "first5": HopSettings(token_hop_len_first=5),
+}
+
+
 @pytest.mark.parametrize("prompt_tokens", [0, 25, 31, 77])
-@pytest.mark.parametrize(
-    "hops",
-    [
-        HopSettings(),
-        HopSettings(stream_grow_after=1),
-        HopSettings(token_hop_len=50),
-        HopSettings(token_hop_len=100),
-        HopSettings(token_hop_len_first=5),
-    ],
-    ids=["default", "25-50-100", "50", "100", "first5"],
-)
-def test_stream_equals_one_whole_pass(model: CosyVoiceModel, hops: HopSettings, prompt_tokens: int) -> None:
+@pytest.mark.parametrize("hops", HOPS.values(), ids=HOPS.keys())
+def test_stream_equals_one_whole_pass(
+    monkeypatch: pytest.MonkeyPatch, model: CosyVoiceModel, hops: HopSettings, prompt_tokens: int
+) -> None:
     prompt, tokens = random_prompt(prompt_tokens), random_tokens(193)
     chunks = run(Token2Wav(model.flow, model.hift).session(prompt, hops, stream=True, seed=7), tokens)
     streamed = torch.cat(chunks)
     assert len(chunks) > 1
     assert len(streamed) == len(tokens) * SAMPLES_PER_TOKEN
-    torch.testing.assert_close(streamed, whole_pass(model, prompt, tokens, seed=7), atol=TOLERANCE, rtol=0)
+    expected = whole_pass(monkeypatch, model, prompt, tokens, hops)
+    torch.testing.assert_close(streamed, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 24, 25, 27, 28, 29])
-def test_short_utterances_lose_nothing(model: CosyVoiceModel, count: int) -> None:
+@pytest.mark.parametrize("hops", HOPS.values(), ids=HOPS.keys())
+def test_without_memory_for_it_a_stream_sounds_the_same(model: CosyVoiceModel, hops: HopSettings) -> None:
+    prompt, tokens = random_prompt(31), random_tokens(193)
+    remembering, forgetting = (
+        torch.cat(run(Token2Wav(model.flow, model.hift, **given).session(prompt, hops, stream=True, seed=7), tokens))
+        for given in ({}, {"stream_memory": 0})
+    )
+    torch.testing.assert_close(forgetting, remembering, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 21, 22, 24, 25, 26, 28, 29])
+def test_short_utterances_lose_nothing(monkeypatch: pytest.MonkeyPatch, model: CosyVoiceModel, count: int) -> None:
     prompt, tokens = random_prompt(31), random_tokens(count)
     streamed = torch.cat(
         run(Token2Wav(model.flow, model.hift).session(prompt, HopSettings(), stream=True, seed=7), tokens)
     )
     assert len(streamed) == count * SAMPLES_PER_TOKEN
-    torch.testing.assert_close(streamed, whole_pass(model, prompt, tokens, seed=7), atol=TOLERANCE, rtol=0)
+    expected = whole_pass(monkeypatch, model, prompt, tokens, HopSettings())
+    torch.testing.assert_close(streamed, expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -115,7 +145,7 @@ def test_interleaved_streams_do_not_touch_each_other(model: CosyVoiceModel) -> N
         while not all(session.done for session in sessions):
             for session, chunks in zip(sessions, together, strict=True):
                 if not session.done:
-                    chunks.append(session.step())
+                    chunks.append(complete(session.chunk()))
     for chunks, expected in zip(together, alone, strict=True):
         assert torch.equal(torch.cat(chunks), expected)
 

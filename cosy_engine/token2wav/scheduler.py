@@ -1,0 +1,139 @@
+"""Who is served next: one thread that makes the chunks of all streams."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+
+from cosy_engine.errors import EngineStoppedError
+from cosy_engine.token2wav.work import Making, Work
+
+_T = TypeVar("_T")
+Urgency = tuple[bool, float]
+
+
+def first_sound(submitted: float) -> Urgency:
+    """Of work that a listener waits for who has heard nothing yet; the one who came first is served first."""
+    return False, submitted
+
+
+def runs_dry(moment: float) -> Urgency:
+    """Of work for a listener whose sound ends at this moment."""
+    return True, moment
+
+
+class _Job:
+    """A generator that is being driven, and who waits for what it makes."""
+
+    def __init__(self, making: Making[Any], urgency: Urgency) -> None:
+        self.making, self.urgency = making, urgency
+        self.future: Future[Any] = Future()
+        self.work: Work | None = None
+
+
+class Scheduler:
+    """Drives the generators of many streams on one thread, most urgent first.
+
+    Before each piece of work it looks again at who waits, so a new request joins between two Euler steps of the
+    others. Work with the same key is done in one batch.
+
+    Args:
+        batch: pieces of work in one batch; with 1, what a request hears does not depend, to the last bit, on others.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._jobs: list[_Job] = []
+        self._stopping = False
+        self._changed = threading.Condition()  # guards what is above
+        self._thread = threading.Thread(target=self._work, name="token2wav", daemon=True)
+        self._thread.start()
+
+    def submit(self, making: Making[_T], urgency: Urgency) -> Future[_T]:
+        """What the generator returns, as soon as its work is done; cancelling drops it after the current piece.
+
+        Raises:
+            EngineStoppedError: here or from the future, when the scheduler has been closed.
+        """
+        job = _Job(making, urgency)
+        with self._changed:
+            if self._stopping:
+                raise _stopped()
+            self._jobs.append(job)
+            self._changed.notify_all()
+        return job.future
+
+    async def run(self, making: Making[_T], urgency: Urgency) -> _T:
+        """The same for a coroutine; cancelling it cancels the work."""
+        return await asyncio.wrap_future(self.submit(making, urgency))
+
+    def close(self) -> None:
+        """Stop after the current piece of work; what waits ends with EngineStoppedError."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._jobs)
+                if self._stopping:
+                    break
+                urgent = sorted(self._jobs, key=lambda job: job.urgency)
+            for job in urgent[: self._batch]:
+                if job.future.cancelled():
+                    self._end(job)
+                elif job.work is None:
+                    self._go_on(job)
+            self._run([job for job in urgent if job.work is not None])
+        for job in list(self._jobs):
+            self._end(job, error=_stopped())
+
+    def _run(self, jobs: Sequence[_Job]) -> None:
+        """One batch of the most urgent work and of what goes with it."""
+        batch = jobs[: self._batch]
+        if len(batch) > 1:
+            key = batch[0].work.key
+            batch = [job for job in jobs if job.work.key == key][: self._batch]
+        if not batch:
+            return
+        try:
+            batch[0].work.run([job.work for job in batch])
+        except Exception as error:
+            for job in batch:
+                self._end(job, error=error)
+            return
+        for job in batch:
+            if job.work.done:
+                self._go_on(job)
+
+    def _go_on(self, job: _Job) -> None:
+        try:
+            job.work = next(job.making)
+        except StopIteration as end:
+            self._end(job, result=end.value)
+        except Exception as error:
+            self._end(job, error=error)
+
+    def _end(self, job: _Job, *, result: Any = None, error: Exception | None = None) -> None:
+        with self._changed:
+            self._jobs.remove(job)
+        job.work = None
+        job.making.close()
+        if not job.future.set_running_or_notify_cancel():
+            return
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
+
+
+def _stopped() -> EngineStoppedError:
+    return EngineStoppedError("The engine is shutting down; try again in a moment.")
