@@ -38,9 +38,11 @@ from cosy_engine.speech_lm.silence import SILENT_CODES, SilenceFilter
 from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
 from cosy_engine.speech_lm.vllm_plugin import find_vllm
 from cosy_engine.token2wav.scheduler import Scheduler, Urgency, first_sound, runs_dry
+from cosy_engine.token2wav.static_estimator import StaticEstimator, use_graphs
 from cosy_engine.token2wav.tensorrt_estimator import gpu_of, use_tensorrt
 from cosy_engine.token2wav.tensorrt_plan import find_library
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
+from cosy_engine.token2wav.work import Making
 from cosy_engine.voices.spk2info import builtin_voices
 from cosy_engine.voices.store import VoiceStore
 from cosy_engine.voices.voice import Voice
@@ -176,7 +178,7 @@ class Engine:
             voice_cache=settings.voice_cache_mb * 2**20,
             stream_memory=None if settings.stream_memory_mb is None else settings.stream_memory_mb * 2**20,
         )
-        self._scheduler = Scheduler(settings.batch or _BATCH[model.device.type])
+        self._scheduler = Scheduler(settings.batch or _BATCH[model.device.type], model.device)
         self._prompt_makers = ThreadPoolExecutor(2, thread_name_prefix="prompt")
         self._prompts: OrderedDict[str, Future[Prompt]] = OrderedDict()
         self._closed = False
@@ -203,6 +205,8 @@ class Engine:
             use_tensorrt(model, settings)
         elif settings.compile:
             model.flow.decoder.estimator.compile(dynamic=True)
+        elif device.type == "cuda" and not settings.upstream_exact:
+            use_graphs(model.flow.decoder, settings.batch or _BATCH["cuda"])
         engine = cls(model, settings)
         try:
             if settings.warm_up or settings.compile:  # compiling happens, or fails, at the first use
@@ -446,6 +450,9 @@ class Engine:
             speech_feat=torch.zeros(100, self.model.mel.num_mels),
             embedding=torch.ones(self.model.flow.spk_embed_affine_layer.in_features),
         )
+        estimator = self.model.flow.decoder.estimator
+        if isinstance(estimator, StaticEstimator):
+            self._scheduler.submit(_capturing(estimator, self._scheduler.batch), first_sound(started)).result()
         for stream in (True, False):
             session = self._token2wav.session(prompt, self.settings.hops, stream=stream, seed=0)
             session.push([0] * 60)
@@ -461,6 +468,11 @@ class Engine:
         async with aclosing(self._speech_lm.generate(request)) as tokens:
             async for _ in tokens:
                 break
+
+
+def _capturing(estimator: StaticEstimator, streams: int) -> Making[None]:
+    estimator.warm_up(streams)
+    yield from ()
 
 
 def _urgency(request: SynthesisRequest, timings: Timings, submitted: float) -> Urgency:

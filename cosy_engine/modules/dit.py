@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.modules.attention import attend, attention_masks, merge_heads, no_past, past_lengths, split_heads
+from cosy_engine.modules.attention import (
+    attend,
+    attention_masks,
+    merge_heads,
+    no_past,
+    past_lengths,
+    past_positions,
+    split_heads,
+)
 from cosy_engine.modules.causal_conv import CausalConv1d
 from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.streaming import State
@@ -72,12 +80,8 @@ class RotaryEmbedding(nn.Module):
         self.inv_freq = exact.to(self.inv_freq.device)
         return self
 
-    def forward(self, pasts: Sequence[int], new: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, `[1 or rows, new, dim/2]` each, of the positions past ... past+new-1 of each stream; the
-        streams share the rows of a batch evenly."""
-        positions = torch.stack([torch.arange(past, past + new, device=self.inv_freq.device) for past in pasts])
-        if len(pasts) > 1:
-            positions = positions.repeat_interleave(rows // len(pasts), dim=0)
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, `[B, new, dim/2]` each, of the positions `[B, new]`."""
         angle = positions[:, :, None] * self.inv_freq
         return angle.cos(), angle.sin()
 
@@ -233,7 +237,7 @@ class DiT(nn.Module):
         *adaptive, last = (t if t.dim() == 2 else self.time_features(t)).split(self._feature_sizes, dim=1)
         inputs = torch.cat([x, cond, mu, spks[:, :, None].expand(-1, -1, frames)], dim=1)
         x = self.input_embed(inputs.transpose(1, 2), child_state(state, "input_embed"))
-        rotation = self.rotary_embed(pasts, frames, x.shape[0])
+        rotation = self.rotary_embed(past_positions(pasts, frames, x.shape[0], x.device))
         for index, block in enumerate(self.transformer_blocks):
             x = block(x, adaptive[index], rotation, masks, child_state(state, "transformer_blocks", str(index)))
         scale, shift = last[:, None].chunk(2, dim=2)

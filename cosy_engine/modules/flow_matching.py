@@ -32,6 +32,19 @@ def euler_steps(count: int) -> list[tuple[float, float]]:
 
 
 @dataclass
+class EstimatorInputs:
+    """One stream's arguments of an estimator; see `unet.CausalConditionalDecoder.forward`."""
+
+    x: Tensor
+    mask: Tensor | None
+    mu: Tensor
+    t: Tensor
+    spks: Tensor
+    cond: Tensor
+    state: State | None
+
+
+@dataclass
 class Trajectory:
     """Frames on their way from noise to mel.
 
@@ -180,36 +193,41 @@ class CausalConditionalCFM(nn.Module):
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
         """One Euler step of each, in one batch.
 
-        Several ones have as many frames, no mask, states, and the same `streaming`; they may stand at different steps
-        and have different pasts.
+        Several ones have as many frames (or the estimator has `velocities`, which fill up), no mask, states, and the
+        same `streaming`; they may stand at different steps and have different pasts.
         """
-        states = [trajectory.states.pop(0) for trajectory in trajectories if trajectory.states is not None]
-        state = None if not states else states[0] if len(states) == 1 else stack_states(states)
+        batch = [
+            EstimatorInputs(
+                x=torch.cat([own.x, own.x]).to(own.mu.dtype),
+                mask=own.mask,
+                mu=own.mu,
+                t=own.times[0].expand(len(own.mu), *own.times[0].shape[1:]),
+                spks=own.spks,
+                cond=own.cond,
+                state=None if own.states is None else own.states[0],
+            )
+            for own in trajectories
+        ]
+        guidance = self.inference_cfg_rate
+        for own, velocity in zip(trajectories, self._velocities(batch, trajectories[0].streaming), strict=True):
+            guided, unguided = velocity.chunk(2)
+            own.x = own.x + own.lengths[0] * ((1 + guidance) * guided - guidance * unguided)
+            del own.lengths[0], own.times[0]
+            if own.states is not None:
+                del own.states[0]
 
-        def rows(name: str) -> Tensor:
-            return _joined([getattr(trajectory, name) for trajectory in trajectories])
-
-        x_pair = _joined([torch.cat([trajectory.x, trajectory.x]) for trajectory in trajectories])
-        t = _joined([_repeated(trajectory.times.pop(0), len(trajectory.mu)) for trajectory in trajectories])
-        velocity = self.estimator(
-            x_pair.to(trajectories[0].mu.dtype),
-            None if trajectories[0].mask is None else rows("mask"),
-            rows("mu"),
-            t,
-            rows("spks"),
-            rows("cond"),
-            streaming=trajectories[0].streaming,
-            state=state,
+    def _velocities(self, batch: Sequence[EstimatorInputs], streaming: bool) -> Sequence[Tensor]:
+        states = [own.state for own in batch if own.state is not None]
+        if states and streaming and hasattr(self.estimator, "velocities"):
+            return self.estimator.velocities(batch)
+        state = stack_states(states) if len(states) > 1 else states[0] if states else None
+        x, mu, t, spks, cond = (
+            _joined([getattr(own, name) for own in batch]) for name in ("x", "mu", "t", "spks", "cond")
         )
+        velocity = self.estimator(x, batch[0].mask, mu, t, spks, cond, streaming=streaming, state=state)
         if len(states) > 1:
             unstack_state(state, states)
-
-        guidance = self.inference_cfg_rate
-        parts = velocity.split([len(own.mu) for own in trajectories])
-        for trajectory, part in zip(trajectories, parts, strict=True):
-            guided, unguided = part.chunk(2)
-            dt = trajectory.lengths.pop(0)
-            trajectory.x = trajectory.x + dt * ((1 + guidance) * guided - guidance * unguided)
+        return velocity.split([len(own.mu) for own in batch])
 
     def _extend_state(self, state: State, frames: int, n_timesteps: int, batch_size: int, like: Tensor) -> None:
         steps = state["steps"]
@@ -246,7 +264,3 @@ class CausalConditionalCFM(nn.Module):
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _repeated(row: Tensor, rows: int) -> Tensor:
-    return row.expand(rows, *row.shape[1:])

@@ -47,7 +47,7 @@ def map_state(state: State, change: Callable[[Leaf], Leaf]) -> State:
 
 def fork_state(state: State) -> State:
     """A copy that can go on independently; the tensors are shared."""
-    return map_state(state, lambda leaf: leaf.fork() if isinstance(leaf, KeyValues) else leaf)
+    return map_state(state, lambda leaf: leaf.fork() if hasattr(leaf, "fork") else leaf)
 
 
 def move_state(state: State, device: torch.device) -> State:

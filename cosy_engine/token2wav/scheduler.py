@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import torch
 from cosy_engine.errors import EngineStoppedError
 from cosy_engine.token2wav.work import Making, Work
 
+_BATCHES_GIVEN = 2
 _T = TypeVar("_T")
 Urgency = tuple[bool, float]
 
@@ -44,10 +46,13 @@ class Scheduler:
 
     Args:
         batch: pieces of work in one batch; with 1, what a request hears does not depend, to the last bit, on others.
+        device: where the work is done; a GPU is given only two batches at a time, or those who join would wait for
+            all that it had been given before.
     """
 
-    def __init__(self, batch: int) -> None:
-        self._batch = batch
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.batch = batch
+        self._given: deque[torch.cuda.Event] | None = deque() if device.type == "cuda" else None
         self._jobs: list[_Job] = []
         self._stopping = False
         self._changed = threading.Condition()  # guards what is above
@@ -87,7 +92,7 @@ class Scheduler:
                 if self._stopping:
                     break
                 urgent = sorted(self._jobs, key=lambda job: job.urgency)
-            for job in urgent[: self._batch]:
+            for job in urgent[: self.batch]:
                 if job.future.cancelled():
                     self._end(job)
                 elif job.work is None:
@@ -98,10 +103,10 @@ class Scheduler:
 
     def _run(self, jobs: Sequence[_Job]) -> None:
         """One batch of the most urgent work and of what goes with it."""
-        batch = jobs[: self._batch]
+        batch = jobs[: self.batch]
         if len(batch) > 1:
             key = batch[0].work.key
-            batch = [job for job in jobs if job.work.key == key][: self._batch]
+            batch = [job for job in jobs if job.work.key == key][: self.batch]
         if not batch:
             return
         try:
@@ -113,6 +118,11 @@ class Scheduler:
         for job in batch:
             if job.work.done:
                 self._go_on(job)
+        if self._given is not None:
+            self._given.append(torch.cuda.Event())
+            self._given[-1].record()
+            if len(self._given) > _BATCHES_GIVEN:
+                self._given.popleft().synchronize()
 
     def _go_on(self, job: _Job) -> None:
         try:

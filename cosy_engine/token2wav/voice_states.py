@@ -13,6 +13,8 @@ from cosy_engine.frontend import Prompt
 from cosy_engine.modules.streaming import State, fork_state, init_state, move_state, state_bytes
 from cosy_engine.token2wav.work import EulerSteps, Making
 
+_TOKENS_AT_A_TIME = 200  # whole mask chunks; others get a turn in between
+
 
 class FlowPrompt:
     """A prompt as the flow takes it, on the flow's device.
@@ -101,10 +103,11 @@ class VoiceStates:
     def _feed(self, given: FlowPrompt) -> Making[State]:
         flow, position = self._flow, self.position(given)
         state = init_state(flow, 1, given.feat.device, given.feat.dtype)
-        if position:
-            cond = given.condition(0, position * flow.token_mel_ratio)
-            trajectory = flow.begin_chunk(given.token[None], cond, given.speaker, state, finalize=False)
-            yield EulerSteps(flow.decoder, trajectory)
+        for start in range(0, position, _TOKENS_AT_A_TIME):
+            end = min(start + _TOKENS_AT_A_TIME, position)
+            token = given.token[None, start : end + flow.pre_lookahead_len]
+            cond = given.condition(start * flow.token_mel_ratio, end * flow.token_mel_ratio)
+            yield EulerSteps(flow.decoder, flow.begin_chunk(token, cond, given.speaker, state, finalize=False))
         return state
 
 

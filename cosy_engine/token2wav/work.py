@@ -58,10 +58,11 @@ class EulerSteps:
 
     @property
     def key(self) -> Hashable:
-        """Streams of as many frames go together, whatever their pasts and steps."""
+        """Streams of as many frames go together, whatever their pasts and steps; an estimator may fill up to a size."""
         if self.trajectory.states is None or not self.decoder.estimator.batches_streams:
             return "alone", id(self)
-        return "flow", self.trajectory.x.shape[2]
+        frames, estimator = self.trajectory.x.shape[2], self.decoder.estimator
+        return "flow", estimator.frames(frames) if hasattr(estimator, "frames") else frames
 
     @classmethod
     def run(cls, batch: Sequence[Self]) -> None:

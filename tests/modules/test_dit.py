@@ -8,7 +8,7 @@ from cosy_engine.modules.dit import RotaryEmbedding, rotate_first_head
 
 def test_rotation_turns_the_pairs_of_the_first_head_only() -> None:
     x = torch.randn(2, 3, 5, 8)
-    rotated = rotate_first_head(x, RotaryEmbedding(8)([7], 5, 2))
+    rotated = rotate_first_head(x, RotaryEmbedding(8)(torch.arange(7, 12)[None]))
     assert torch.equal(rotated[:, 1:], x[:, 1:])
     pairs = torch.view_as_complex(x[:, 0].unflatten(2, (4, 2)).contiguous())
     for row, position in enumerate(range(7, 12)):

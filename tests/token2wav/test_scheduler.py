@@ -17,6 +17,7 @@ from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
 from tests.token2wav.test_session import random_prompt, random_tokens, run
 
 TOLERANCE = 1e-4
+CPU = torch.device("cpu")
 
 
 class Gate:
@@ -64,7 +65,7 @@ def making(work: Steps) -> Making[str]:
 
 @pytest.fixture(params=[1, 2])
 def scheduler(request: pytest.FixtureRequest):
-    scheduler = Scheduler(request.param)
+    scheduler = Scheduler(request.param, CPU)
     yield scheduler
     scheduler.close()
 
@@ -78,7 +79,7 @@ def submit(scheduler: Scheduler, log: list[list[str]], *jobs: tuple[str, int, tu
 
 def test_first_sounds_go_first_and_then_whoever_runs_dry_soonest() -> None:
     log: list[list[str]] = []
-    scheduler = Scheduler(1)
+    scheduler = Scheduler(1, CPU)
     jobs = [
         ("late", 1, runs_dry(9)),
         ("soon", 1, runs_dry(2)),
@@ -93,7 +94,7 @@ def test_first_sounds_go_first_and_then_whoever_runs_dry_soonest() -> None:
 
 def test_a_new_request_joins_between_two_steps_of_another() -> None:
     log: list[list[str]] = []
-    scheduler = Scheduler(2)
+    scheduler = Scheduler(2, CPU)
 
     class Joined(Steps):
         @classmethod
@@ -111,7 +112,7 @@ def test_a_new_request_joins_between_two_steps_of_another() -> None:
 
 def test_only_work_with_one_key_shares_a_batch() -> None:
     log: list[list[str]] = []
-    scheduler = Scheduler(3)
+    scheduler = Scheduler(3, CPU)
     gate = Gate(scheduler)
     works = [Steps("a", 1, log, "x"), Steps("b", 1, log, "y"), Steps("c", 1, log, "x")]
     futures = [scheduler.submit(making(work), first_sound(number)) for number, work in enumerate(works, 1)]
@@ -140,7 +141,7 @@ def test_what_is_cancelled_is_not_worked_on(scheduler: Scheduler) -> None:
 
 
 def test_closing_ends_what_waits_and_refuses_more() -> None:
-    scheduler = Scheduler(1)
+    scheduler = Scheduler(1, CPU)
     gate = Gate(scheduler)
     waiting = scheduler.submit(making(Steps("waiting", 1, [])), first_sound(1))
     closing = threading.Thread(target=scheduler.close)
@@ -180,7 +181,7 @@ def test_streams_in_one_batch_sound_as_one_after_the_other(
 
         monkeypatch.setattr(kind, "run", classmethod(counting))
 
-    scheduler = Scheduler(2)
+    scheduler = Scheduler(2, CPU)
     sessions = [token2wav.session(prompt, settings, stream=True, seed=seed) for prompt, _, seed in given]
     sounds: list[list[torch.Tensor]] = [[], []]
     for session, (_, tokens, _) in zip(sessions, given, strict=True):

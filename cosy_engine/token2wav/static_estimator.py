@@ -1,0 +1,326 @@
+"""The flow's estimator at a few fixed shapes, so that an Euler step of many streams is one replay of a CUDA graph.
+
+An estimator call is about a thousand small kernels, and on a GPU starting them takes longer than running them. A graph
+starts them all at once but has fixed shapes and addresses. So batches and chunks are filled up to the next of a few
+sizes, and what each stream remembers is copied into buffers as long as the longest past needs; masks hide the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosy_engine.modules.attention import PaddedPast
+from cosy_engine.modules.flow_matching import CausalConditionalCFM, EstimatorInputs
+from cosy_engine.modules.key_values import KeyValues
+from cosy_engine.modules.streaming import State, init_state
+
+_FRAMES = (50, 100, 200, 400)  # of the hops of 25, 50 and 100 tokens, and of prompts
+_STREAMS = (1, 2, 4, 8, 16, 32)
+_PASTS = (512, 1024, 2048, 4096)  # frames; longer ones run without a graph
+_ALIGNMENT = 64  # positions; attention kernels with a mask want its rows aligned
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an estimator's state lies in two tensors.
+
+    Attributes:
+        pasts: paths of the attention layers.
+        tails: paths and shapes `(channels, frames)` of the convolutions' last inputs.
+        heads, head_dim: of every attention layer.
+    """
+
+    pasts: tuple[tuple[str, ...], ...]
+    tails: tuple[tuple[tuple[str, ...], tuple[int, int]], ...]
+    heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, estimator: nn.Module) -> Layout:
+        leaves = list(_leaves(init_state(estimator, 1, torch.device("meta"), torch.float32)))
+        pasts = [(path, leaf) for path, leaf in leaves if isinstance(leaf, KeyValues)]
+        tails = tuple((path, tuple(leaf.shape[1:])) for path, leaf in leaves if isinstance(leaf, Tensor))
+        _, heads, _, head_dim = pasts[0][1].keys.shape
+        return cls(tuple(path for path, _ in pasts), tails, heads, head_dim)
+
+    @property
+    def tail_size(self) -> int:
+        return sum(channels * frames for _, (channels, frames) in self.tails)
+
+    def keys_values_size(self, rows: int) -> int:
+        """Numbers that one position of so many rows takes."""
+        return len(self.pasts) * 2 * rows * self.heads * self.head_dim
+
+    def state(self, pasts: Sequence[PaddedPast], tails: Tensor, counts: Tensor) -> State:
+        """The state as the estimator takes it; `tails [rows, tail_size]`, `counts [rows]` of frames without padding."""
+        state: State = {}
+        for path, past in zip(self.pasts, pasts, strict=True):
+            _put(state, path, past)
+        sizes = [channels * frames for _, (channels, frames) in self.tails]
+        for (path, shape), tail in zip(self.tails, tails.split(sizes, dim=1), strict=True):
+            _put(state, path, tail.unflatten(1, shape))
+            _put(state, (*path[:-1], "count"), counts)
+        return state
+
+    def tails_of(self, state: State) -> Tensor:
+        """The tails of a state, `[rows, tail_size]`."""
+        return torch.cat([_get(state, path).flatten(1) for path, _ in self.tails], dim=1)
+
+
+class StreamSlab:
+    """What the estimator remembers of one stream at one Euler step.
+
+    Attributes:
+        keys_values: `[layers, 2, rows, heads, capacity, d]`, of which `length` positions are filled.
+        tails: `[rows, tail_size]`.
+    """
+
+    def __init__(self, keys_values: Tensor, tails: Tensor) -> None:
+        self.keys_values, self.tails = keys_values, tails
+        self.length = keys_values.shape[4]
+
+    @classmethod
+    def empty(cls, layout: Layout, rows: int, device: torch.device, dtype: torch.dtype) -> StreamSlab:
+        shape = (len(layout.pasts), 2, rows, layout.heads, 0, layout.head_dim)
+        options = {"device": device, "dtype": dtype}
+        return cls(torch.empty(shape, **options), torch.zeros(rows, layout.tail_size, **options))
+
+    @property
+    def filled(self) -> Tensor:
+        return self.keys_values[..., : self.length, :]
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys_values.nbytes + self.tails.nbytes
+
+    def append(self, keys_values: Tensor, tails: Tensor) -> None:
+        """More positions, `[layers, 2, rows, heads, new, d]`, and the tails after them."""
+        end = self.length + keys_values.shape[4]
+        if end > self.keys_values.shape[4]:
+            capacity = max(end, self.length + self.length // 2) if self.length else end
+            grown = self.keys_values.new_empty(*self.keys_values.shape[:4], capacity, self.keys_values.shape[5])
+            grown[..., : self.length, :] = self.filled
+            self.keys_values = grown
+        self.keys_values[..., self.length : end, :] = keys_values
+        self.length = end
+        self.tails = tails.clone()
+
+    def fork(self) -> StreamSlab:
+        """A copy that can go on independently: it has no room, so it moves out when it grows."""
+        return StreamSlab(self.filled, self.tails)
+
+    def to(self, device: torch.device) -> StreamSlab:
+        """A copy on another device."""
+        return StreamSlab(self.filled.to(device), self.tails.to(device))
+
+
+@dataclass
+class _Buffers:
+    """Inputs of a step at one shape. `rows` are two for each stream; `width` positions hold the past and the new."""
+
+    x: Tensor
+    mu: Tensor
+    cond: Tensor
+    mask: Tensor
+    t: Tensor
+    spks: Tensor
+    keys_values: Tensor
+    tails: Tensor
+    lengths: Tensor
+    counts: Tensor
+    past: int
+
+
+class StaticEstimator(nn.Module):
+    """Takes the place of `estimator` in the flow: streams run at fixed shapes, whole utterances as they are.
+
+    Args:
+        positions: of all streams of a batch together, for which there is one buffer; a larger batch is run in parts.
+        graphs: capture each shape as a CUDA graph at its first use.
+    """
+
+    batches_streams = True
+
+    def __init__(self, estimator: nn.Module, *, positions: int, graphs: bool) -> None:
+        super().__init__()
+        self.estimator = estimator
+        self.time_features = estimator.time_features
+        self.static_chunk_size = estimator.static_chunk_size
+        self._layout = Layout.of(estimator)
+        weight = next(estimator.parameters())
+        self._keys_values = weight.new_zeros(positions * self._layout.keys_values_size(rows=2))
+        self._capture = _captured if graphs else lambda step, _: step
+        self._steps: dict[tuple[int, int, int], tuple[_Buffers, Callable[[], tuple[Tensor, Tensor]]]] = {}
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
+        return {"slab": StreamSlab.empty(self._layout, batch_size, device, dtype)}
+
+    def forward(self, *arguments: Tensor | None, **options: bool | State | None) -> Tensor:
+        """The velocity of whole utterances; see the estimator's own `forward`."""
+        return self.estimator(*arguments, **options)
+
+    def frames(self, frames: int) -> int:
+        """How many frames a chunk of so many is filled up to."""
+        return _filled_up(frames, _FRAMES)
+
+    def warm_up(self, streams: int) -> None:
+        """Capture what streams of usual lengths need, up to so many in a batch."""
+        weight = next(self.estimator.parameters())
+        t = self.time_features(torch.zeros(1, device=weight.device)).expand(2, -1)
+        for size in _STREAMS[: 1 + _STREAMS.index(_filled_up(streams, _STREAMS))]:
+            for frames in _FRAMES[:3]:
+                mel, spks = weight.new_zeros(2, 80, frames), weight.new_zeros(2, 80)
+                slabs = [StreamSlab.empty(self._layout, 2, weight.device, weight.dtype) for _ in range(size)]
+                self.velocities([EstimatorInputs(mel, None, mel, t, spks, mel, {"slab": slab}) for slab in slabs])
+
+    def velocities(self, batch: Sequence[EstimatorInputs]) -> list[Tensor]:
+        """The velocity `[2, 80, T]` of each stream."""
+        slabs = [own.state["slab"] for own in batch]
+        frames = self.frames(max(own.x.shape[2] for own in batch))
+        past = _filled_up(max(slab.length for slab in slabs), _PASTS)
+        streams = _filled_up(len(batch), _STREAMS)
+        if len(batch) > 1 and not self._fits(streams, frames, past):
+            half = len(batch) // 2
+            return self.velocities(batch[:half]) + self.velocities(batch[half:])
+        buffers, step = self._step(streams, frames, past, batch[0])
+        self._fill(buffers, batch, slabs)
+        velocity, tails = step()
+        new = slice(buffers.past, buffers.past + frames)
+        results = []
+        for index, (own, slab) in enumerate(zip(batch, slabs, strict=True)):
+            rows, count = slice(2 * index, 2 * index + 2), own.x.shape[2]
+            slab.append(buffers.keys_values[:, :, rows, :, new][..., :count, :], tails[rows])
+            results.append(velocity[rows, :, :count].clone())
+        return results
+
+    def _step(
+        self, streams: int, frames: int, past: int, like: EstimatorInputs
+    ) -> tuple[_Buffers, Callable[[], tuple[Tensor, Tensor]]]:
+        key = (streams, frames, past)
+        if key in self._steps:
+            return self._steps[key]
+        usual = frames in _FRAMES and past in _PASTS and self._fits(*key)
+        buffers = self._room_for(*key, like, shared=usual)
+
+        def run() -> tuple[Tensor, Tensor]:
+            return self._run(buffers)
+
+        made = buffers, self._capture(run, buffers.x.device) if usual else run
+        if usual:
+            self._steps[key] = made
+        return made
+
+    def _fits(self, streams: int, frames: int, past: int) -> bool:
+        return self._layout.keys_values_size(2 * streams) * _width(frames, past) <= self._keys_values.numel()
+
+    def _room_for(self, streams: int, frames: int, past: int, like: EstimatorInputs, *, shared: bool) -> _Buffers:
+        rows, layout = 2 * streams, self._layout
+        width = _width(frames, past)
+        size = layout.keys_values_size(rows) * width
+        keys_values = self._keys_values[:size] if shared else self._keys_values.new_zeros(size)
+
+        def zeros(*shape: int, dtype: torch.dtype = like.mu.dtype) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=like.mu.device)
+
+        return _Buffers(
+            x=zeros(rows, like.x.shape[1], frames),
+            mu=zeros(rows, like.mu.shape[1], frames),
+            cond=zeros(rows, like.cond.shape[1], frames),
+            mask=zeros(rows, 1, frames),
+            t=zeros(rows, like.t.shape[1], dtype=like.t.dtype),
+            spks=zeros(rows, like.spks.shape[1]),
+            keys_values=keys_values.view(len(layout.pasts), 2, rows, layout.heads, width, layout.head_dim),
+            tails=zeros(rows, layout.tail_size),
+            lengths=zeros(rows, dtype=torch.int64),
+            counts=zeros(rows, dtype=torch.int64),
+            past=past,
+        )
+
+    def _fill(self, buffers: _Buffers, batch: Sequence[EstimatorInputs], slabs: Sequence[StreamSlab]) -> None:
+        rows, frames = buffers.x.shape[0], buffers.x.shape[2]
+        used = 2 * len(batch)
+        counts = torch.tensor([own.x.shape[2] for own in batch for _ in range(2)] + (rows - used) * [frames])
+        buffers.counts.copy_(counts, non_blocking=True)
+        buffers.mask.copy_((torch.arange(frames) < counts[:, None])[:, None], non_blocking=True)
+        lengths = torch.tensor([slab.length for slab in slabs for _ in range(2)] + (rows - used) * [0])
+        buffers.lengths.copy_(lengths, non_blocking=True)
+        for name in ("x", "mu", "cond"):
+            whole = torch.cat([F.pad(getattr(own, name), (0, frames - own.x.shape[2])) for own in batch])
+            getattr(buffers, name)[:used] = whole
+        buffers.t[:used] = torch.cat([own.t for own in batch])
+        buffers.spks[:used] = torch.cat([own.spks for own in batch])
+        buffers.tails[:used] = torch.cat([slab.tails for slab in slabs])
+        for index, slab in enumerate(slabs):
+            buffers.keys_values[:, :, 2 * index : 2 * index + 2, :, : slab.length] = slab.filled
+
+    def _run(self, buffers: _Buffers) -> tuple[Tensor, Tensor]:
+        """Velocity and the tails after it; the new keys and values are in the buffer, behind the past."""
+        pasts = [PaddedPast(keys, values, buffers.lengths, buffers.past) for keys, values in buffers.keys_values]
+        state = self._layout.state(pasts, buffers.tails, buffers.counts)
+        velocity = self.estimator(
+            buffers.x, buffers.mask, buffers.mu, buffers.t, buffers.spks, buffers.cond, streaming=True, state=state
+        )
+        return velocity, self._layout.tails_of(state)
+
+
+def use_graphs(decoder: CausalConditionalCFM, streams: int) -> None:
+    """Put the estimator of a model on a GPU at static shapes, with one buffer for so many streams of 20 seconds, or as
+    much of that as an eighth of the GPU's memory holds."""
+    estimator = decoder.estimator
+    weight = next(estimator.parameters())
+    size = Layout.of(estimator).keys_values_size(rows=2) * weight.itemsize
+    memory = torch.cuda.get_device_properties(weight.device).total_memory
+    positions = min(streams * _width(_FRAMES[2], _PASTS[1]), memory // 8 // size)
+    decoder.estimator = StaticEstimator(estimator, positions=positions, graphs=True)
+
+
+def _filled_up(size: int, sizes: Sequence[int]) -> int:
+    return next((usual for usual in sizes if usual >= size), size)
+
+
+def _width(frames: int, past: int) -> int:
+    return past + -(-frames // _ALIGNMENT) * _ALIGNMENT
+
+
+def _captured(run: Callable[[], tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], tuple[Tensor, Tensor]]:
+    """`run` as a CUDA graph: the results are the same tensors each time."""
+    warm_up = torch.cuda.Stream(device)
+    warm_up.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(warm_up):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream(device).wait_stream(warm_up)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        results = run()
+
+    def replay() -> tuple[Tensor, Tensor]:
+        graph.replay()
+        return results
+
+    return replay
+
+
+def _leaves(state: State, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Tensor | KeyValues]]:
+    leaves = []
+    for name, value in state.items():
+        leaves += _leaves(value, (*path, name)) if isinstance(value, dict) else [((*path, name), value)]
+    return leaves
+
+
+def _put(state: State, path: Sequence[str], leaf: Tensor | PaddedPast) -> None:
+    *parents, name = path
+    for parent in parents:
+        state = state.setdefault(parent, {})
+    state[name] = leaf
+
+
+def _get(state: State, path: Sequence[str]) -> Tensor:
+    for name in path:
+        state = state[name]
+    return state

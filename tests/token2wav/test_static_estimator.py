@@ -1,0 +1,106 @@
+"""The static shapes are tested without capturing them: on a GPU the same function is captured as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cosy_engine.checkpoint.load import CosyVoiceModel
+from cosy_engine.config import HopSettings
+from cosy_engine.token2wav import static_estimator
+from cosy_engine.token2wav.static_estimator import StaticEstimator
+from cosy_engine.token2wav.token2wav import Token2Wav
+from cosy_engine.token2wav.work import EulerSteps, complete
+from tests.token2wav.test_session import random_prompt, random_tokens, run
+
+MEL_TOLERANCE = 1e-4
+SOUND_TOLERANCE = 1e-3
+POSITIONS = 4 * 1024
+
+
+@pytest.fixture
+def static(model: CosyVoiceModel) -> Iterator[StaticEstimator]:
+    """The model's estimator at static shapes, for one test."""
+    decoder = model.flow.decoder
+    plain, decoder.estimator = decoder.estimator, StaticEstimator(decoder.estimator, positions=POSITIONS, graphs=False)
+    yield decoder.estimator
+    decoder.estimator = plain
+
+
+@pytest.mark.parametrize("prompt_tokens", [0, 31, 77, 260])
+@pytest.mark.parametrize("hops", [HopSettings(), HopSettings(token_hop_len_first=7)], ids=["default", "first7"])
+def test_a_stream_sounds_as_without(
+    model: CosyVoiceModel, static: StaticEstimator, hops: HopSettings, prompt_tokens: int
+) -> None:
+    prompt, tokens = random_prompt(prompt_tokens), random_tokens(193)
+    sound = torch.cat(run(Token2Wav(model.flow, model.hift).session(prompt, hops, stream=True, seed=7), tokens))
+    model.flow.decoder.estimator = static.estimator
+    plain = torch.cat(run(Token2Wav(model.flow, model.hift).session(prompt, hops, stream=True, seed=7), tokens))
+    torch.testing.assert_close(sound, plain, atol=SOUND_TOLERANCE, rtol=0)
+
+
+def test_a_whole_utterance_is_the_estimators_own(model: CosyVoiceModel, static: StaticEstimator) -> None:
+    prompt, tokens = random_prompt(31), random_tokens(60)
+    (sound,) = run(Token2Wav(model.flow, model.hift).session(prompt, HopSettings(), stream=False, seed=7), tokens)
+    model.flow.decoder.estimator = static.estimator
+    (plain,) = run(Token2Wav(model.flow, model.hift).session(prompt, HopSettings(), stream=False, seed=7), tokens)
+    assert torch.equal(sound, plain)
+
+
+@torch.inference_mode()
+def test_streams_of_other_pasts_steps_and_lengths_share_a_batch(model: CosyVoiceModel, static: StaticEstimator) -> None:
+    def begun(seed: int, prompt_tokens: int, count: int) -> EulerSteps:
+        session = Token2Wav(model.flow, model.hift).session(
+            random_prompt(prompt_tokens, seed), HopSettings(), stream=True, seed=seed
+        )
+        session.push(random_tokens(count, seed))
+        session.finish()
+        complete(session.prepare())
+        return next(session.chunk())
+
+    shapes = [(0, 31, 9), (1, 77, 50), (2, 40, 17)]
+    together = [begun(*shape) for shape in shapes]
+    EulerSteps.run(together[:1])  # one is a step ahead
+    while not all(work.done for work in together):
+        EulerSteps.run([work for work in together if not work.done])
+    model.flow.decoder.estimator = static.estimator
+    for work, shape in zip(together, shapes, strict=True):
+        alone = begun(*shape)
+        while not alone.done:
+            EulerSteps.run([alone])
+        torch.testing.assert_close(work.trajectory.x, alone.trajectory.x, atol=MEL_TOLERANCE, rtol=0)
+
+
+def test_a_batch_with_no_room_for_it_is_run_in_parts(model: CosyVoiceModel, static: StaticEstimator) -> None:
+    model.flow.decoder.estimator = StaticEstimator(static.estimator, positions=600, graphs=False)
+    test_streams_of_other_pasts_steps_and_lengths_share_a_batch(model, static)
+
+
+@torch.inference_mode()
+def test_warming_up_captures_what_a_short_request_needs(
+    model: CosyVoiceModel, static: StaticEstimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static.warm_up(1)
+    captured: list[torch.device] = []
+    monkeypatch.setattr(static, "_capture", lambda run, device: captured.append(device) or run)
+    session = Token2Wav(model.flow, model.hift).session(random_prompt(31), HopSettings(), stream=True, seed=7)
+    run(session, random_tokens(60))
+    assert captured == []
+
+
+def test_few_shapes_serve_a_stream(model: CosyVoiceModel, static: StaticEstimator, monkeypatch) -> None:
+    """As many graphs are captured; each costs time and memory."""
+    captured: list[torch.device] = []
+    monkeypatch.setattr(static, "_capture", lambda run, device: captured.append(device) or run)
+    token2wav = Token2Wav(model.flow, model.hift)
+    for seed, (prompt, count) in enumerate([(31, 120), (77, 75), (60, 31)]):
+        run(token2wav.session(random_prompt(prompt, seed), HopSettings(), stream=True, seed=7), random_tokens(count))
+    assert 2 <= len(captured) <= 4
+
+
+def test_a_chunk_longer_than_the_shapes_is_served(model: CosyVoiceModel, static: StaticEstimator, monkeypatch) -> None:
+    monkeypatch.setattr(static_estimator, "_FRAMES", (20,))
+    monkeypatch.setattr(static_estimator, "_PASTS", (30,))
+    test_a_stream_sounds_as_without(model, static, HopSettings(), 31)
