@@ -265,6 +265,7 @@ class Engine:
             InvalidAudioError, InvalidRequestError, VoiceExistsError
         """
         prompt = await self.make_prompt(source, text)
+        await self._scheduler.run(self._token2wav.remember(prompt), runs_dry(time.perf_counter() + _PATIENCE))
         return await asyncio.to_thread(self.voices.enroll, name, prompt, replace=replace)
 
     def close(self) -> None:

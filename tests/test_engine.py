@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from cosy_engine.config import Settings
 from cosy_engine.engine import Engine, Synthesis, SynthesisRequest
 from cosy_engine.errors import (
     BackendUnavailableError,
     EngineStoppedError,
+    InvalidAudioError,
     InvalidRequestError,
     QueueFullError,
     VoiceNotFoundError,
@@ -236,6 +238,26 @@ async def test_upstream_exact_changes_the_speed_only_without_streaming(standin_v
     engine.close()
 
 
+async def test_a_recording_is_computed_once_whatever_its_text(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    make = engine.frontend.make_prompt
+    monkeypatch.setattr(engine.frontend, "make_prompt", lambda data: computed.append(data) or make(data))
+    data = recording(2.0, 333.0)
+    texts = ["one thing", "one thing", "another thing", ""]
+    prompts = await asyncio.gather(*(engine.make_prompt(data, text) for text in texts))
+    assert computed == [data]
+    assert [prompt.text for prompt in prompts] == texts
+    assert len(prompts[0].text_token) > 0 == len(prompts[3].text_token)
+    for prompt in prompts:
+        assert torch.equal(prompt.speech_feat, prompts[0].speech_feat)
+
+
+async def test_a_recording_that_failed_is_tried_again(engine: Engine) -> None:
+    for _ in range(2):
+        with pytest.raises(InvalidAudioError):
+            await engine.make_prompt(recording(0.3))
+
+
 async def test_closing_ends_what_is_in_flight(standin_v2: Path, tmp_path: Path) -> None:
     engine = Engine.load(standin_v2, Settings(voices_dir=tmp_path, device="cpu"))
     prompt = await engine.make_prompt(recording(), "x")
@@ -254,3 +276,25 @@ async def test_closing_ends_what_is_in_flight(standin_v2: Path, tmp_path: Path) 
 def test_a_backend_that_is_not_there_is_an_error_when_asked_for(standin_v2: Path) -> None:
     with pytest.raises(BackendUnavailableError):
         Engine.load(standin_v2, Settings(flow_backend="tensorrt"))
+
+
+async def test_a_saved_voice_costs_no_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its request runs no ONNX model, and the flow sees only the three prompt tokens that look ahead into the speech."""
+    voice = await engine.enroll("Costs nothing", recording(2.0, 333.0), "what is said in it", replace=True)
+    fed: list[int] = []
+    flow = type(engine.model.flow)
+    begin_chunk = flow.begin_chunk
+
+    def counting(self, token, cond, *arguments, **options):
+        fed.append(cond.shape[2])
+        return begin_chunk(self, token, cond, *arguments, **options)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("an ONNX model was run")
+
+    monkeypatch.setattr(flow, "begin_chunk", counting)
+    for name in ("SpeechTokenizer", "SpeakerEncoder"):
+        monkeypatch.setattr(f"cosy_engine.frontend.{name}.__call__", refuse)
+    synthesis = engine.synthesize(SynthesisRequest(TEXT, voice=voice.id, seed=3))
+    await listen(synthesis)
+    assert sum(fed) == 2 * (3 + synthesis.timings.tokens)

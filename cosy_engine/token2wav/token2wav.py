@@ -14,7 +14,7 @@ from cosy_engine.token2wav.memory import StreamMemory, default_budget
 from cosy_engine.token2wav.session import StreamSession
 from cosy_engine.token2wav.speed import change_speed
 from cosy_engine.token2wav.upstream_exact import UpstreamSession
-from cosy_engine.token2wav.voice_states import VoiceStates
+from cosy_engine.token2wav.voice_states import FlowPrompt, VoiceStates
 from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
 
 _RTF = {"cpu": 0.8, "cuda": 0.3}  # no listener runs dry as long as a second of sound takes less to make
@@ -101,6 +101,11 @@ class Token2Wav:
         self._memory = StreamMemory(default_budget(device) if stream_memory is None else stream_memory)
         self._rtf = _RTF[device.type]
         self._upstream_hop = {"token_hop_len": 25} if upstream_exact else None
+
+    def remember(self, prompt: Prompt) -> Making[None]:
+        """Compute what depends on the voice alone before it is first used."""
+        if self._upstream_hop is None and prompt not in self._voices:
+            yield from self._voices.after(prompt, FlowPrompt(self.flow, prompt))
 
     def session(self, prompt: Prompt, hops: HopSettings, *, stream: bool, seed: int, speed: float = 1.0) -> Session:
         """A new stream in the voice of `prompt`; `seed` chooses the vocoder's noise."""
