@@ -39,6 +39,7 @@ from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
 from cosy_engine.speech_lm.vllm_plugin import find_vllm
 from cosy_engine.token2wav.scheduler import Scheduler, Urgency, first_sound, runs_dry
 from cosy_engine.token2wav.static_estimator import StaticEstimator, use_graphs
+from cosy_engine.token2wav.static_vocoder import StaticVocoder
 from cosy_engine.token2wav.tensorrt_estimator import gpu_of, use_tensorrt
 from cosy_engine.token2wav.tensorrt_plan import find_library
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
@@ -173,7 +174,7 @@ class Engine:
         self._speech_lm = _speech_lm(model, settings, self.frontend.end_of_prompt)
         self._token2wav = Token2Wav(
             model.flow,
-            model.hift,
+            StaticVocoder(model.hift, graphs=True) if _runs_graphs(model.device, settings) else model.hift,
             upstream_exact=settings.upstream_exact,
             voice_cache=settings.voice_cache_mb * 2**20,
             stream_memory=None if settings.stream_memory_mb is None else settings.stream_memory_mb * 2**20,
@@ -205,7 +206,7 @@ class Engine:
             use_tensorrt(model, settings)
         elif settings.compile:
             model.flow.decoder.estimator.compile(dynamic=True)
-        elif device.type == "cuda" and not settings.upstream_exact:
+        elif _runs_graphs(device, settings):
             use_graphs(model.flow.decoder, settings.batch or _BATCH["cuda"])
         engine = cls(model, settings)
         try:
@@ -474,6 +475,10 @@ class Engine:
 def _capturing(estimator: StaticEstimator, streams: int) -> Making[None]:
     estimator.warm_up(streams)
     yield from ()
+
+
+def _runs_graphs(device: torch.device, settings: Settings) -> bool:
+    return device.type == "cuda" and not settings.upstream_exact
 
 
 def _urgency(request: SynthesisRequest, timings: Timings, submitted: float) -> Urgency:

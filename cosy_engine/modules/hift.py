@@ -186,16 +186,17 @@ class HiFTGenerator(nn.Module):
         """The state before the first frame. The seed chooses CosyVoice2's noise; CosyVoice3's is always the same."""
         return {"m_source": {"noise_position": self.m_source.noise_position(seed)}}
 
-    def forward_chunk(self, mel: Tensor, state: State, *, finalize: bool) -> Tensor:
+    def forward_chunk(self, mel: Tensor, state: State, *, finalize: bool, noise: Tensor | None = None) -> Tensor:
         """The next mel frames [B, in_channels, n] -> the next samples [B, any number].
 
         Chunks may have any length, 0 included. With `finalize` the rest is returned, `hop` samples a frame fed in
-        all, and the state is spent.
+        all, and the state is spent. `noise` [B, enough, harmonics] replaces the source's own, whose position in the
+        state then stays.
         """
         if mel.shape[-1] == 0 and "conv_pre" not in state:
             return mel.new_zeros(mel.shape[0], 0)
         f0 = self.f0_predictor(mel, substate(state, "f0_predictor"), finalize=finalize)
-        s = self.m_source(f0, substate(state, "m_source"), finalize=finalize)
+        s = self.m_source(f0, substate(state, "m_source"), finalize=finalize, noise=noise)
         return self._decode(mel, s, state, finalize)
 
     def forward(self, mel: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -141,6 +141,10 @@ class SourceModule(nn.Module):
         """Where in the noise sequence a request with this seed starts, as the state has it: int64 [1] on the CPU."""
         return torch.tensor([0 if self.causal else seed * 104_729 % BLOCK])  # a prime: nearby seeds lie far apart
 
+    def noise_from(self, positions: Tensor, samples: int, device: torch.device) -> Tensor:
+        """Noise [B, samples, harmonics] from the positions [B] on."""
+        return torch.stack([self.noise(int(position), samples, device) for position in positions])
+
     def forward(
         self, f0: Tensor, state: State | None = None, *, finalize: bool = True, noise: Tensor | None = None
     ) -> Tensor:
@@ -151,7 +155,7 @@ class SourceModule(nn.Module):
             samples = sines.shape[1]
             if noise is None:
                 positions = state.get("noise_position", self.noise_position(0))
-                noise = torch.stack([self.noise(int(position), samples, f0.device) for position in positions])
+                noise = self.noise_from(positions, samples, f0.device)
                 state["noise_position"] = positions + samples
             noise_amp = torch.where(voiced, self.noise_std, self.sine_amp / 3)
             excitation = self.sine_amp * sines * voiced + noise_amp * noise[:, :samples]

@@ -8,7 +8,7 @@ continue from the same voice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Union
 
 import torch
@@ -98,6 +98,13 @@ def flatten_state(state: State, prefix: str = "") -> dict[str, Tensor]:
         else:
             flat[prefix + name] = value if isinstance(value, Tensor) else torch.tensor(value)
     return flat
+
+
+def form_of(state: State) -> Hashable:
+    """What states must have in common to share a batch or a graph: the shapes of their tensors, and their numbers."""
+    return tuple(
+        (name, tuple(tensor.shape) if tensor.dim() else tensor.item()) for name, tensor in flatten_state(state).items()
+    )
 
 
 def write_state(state: State, tensors: Mapping[str, Tensor], prefix: str = "") -> None:

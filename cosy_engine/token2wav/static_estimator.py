@@ -18,6 +18,7 @@ from cosy_engine.modules.attention import PaddedPast
 from cosy_engine.modules.flow_matching import CausalConditionalCFM, EstimatorInputs
 from cosy_engine.modules.key_values import KeyValues
 from cosy_engine.modules.streaming import State, init_state
+from cosy_engine.token2wav.graphs import captured, uncaptured
 
 _FRAMES = (50, 100, 200, 400)  # of the hops of 25, 50 and 100 tokens, and of prompts
 _STREAMS = (1, 2, 4, 8, 16, 32)
@@ -154,7 +155,7 @@ class StaticEstimator(nn.Module):
         self._layout = Layout.of(estimator)
         weight = next(estimator.parameters())
         self._keys_values = weight.new_zeros(positions * self._layout.keys_values_size(rows=2))
-        self._capture = _captured if graphs else lambda step, _: step
+        self._capture = captured if graphs else uncaptured
         self._steps: dict[tuple[int, int, int], tuple[_Buffers, Callable[[], tuple[Tensor, Tensor]]]] = {}
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
@@ -285,25 +286,6 @@ def _filled_up(size: int, sizes: Sequence[int]) -> int:
 
 def _width(frames: int, past: int) -> int:
     return past + -(-frames // _ALIGNMENT) * _ALIGNMENT
-
-
-def _captured(run: Callable[[], tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], tuple[Tensor, Tensor]]:
-    """`run` as a CUDA graph: the results are the same tensors each time."""
-    warm_up = torch.cuda.Stream(device)
-    warm_up.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(warm_up):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream(device).wait_stream(warm_up)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        results = run()
-
-    def replay() -> tuple[Tensor, Tensor]:
-        graph.replay()
-        return results
-
-    return replay
 
 
 def _leaves(state: State, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Tensor | KeyValues]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cosy_engine.modules.flow_matching import CausalConditionalCFM, Trajectory
-from cosy_engine.modules.streaming import State, flatten_state, stack_states, unstack_state
+from cosy_engine.modules.streaming import State, form_of, stack_states, unstack_state
 
 
 class Work(Protocol):
@@ -83,11 +83,7 @@ class Vocode:
     @property
     def key(self) -> Hashable:
         """Streams of as many frames whose states have the same form."""
-        form = tuple(
-            (name, tuple(tensor.shape) if tensor.dim() else tensor.item())
-            for name, tensor in flatten_state(self.state).items()
-        )
-        return "vocoder", self.finalize, self.mel.shape[2], form
+        return "vocoder", self.finalize, self.mel.shape[2], form_of(self.state)
 
     @classmethod
     def run(cls, batch: Sequence[Self]) -> None:
