@@ -55,7 +55,8 @@ class StaticVocoder(nn.Module):
         position = state["m_source"]["noise_position"]
         if finalize or mel.shape[2] == 0 or not self._comes_again(key):
             sound = self.hift.forward_chunk(mel, state, finalize=finalize)
-            self._samples[key] = int(state["m_source"]["noise_position"][0] - position[0])
+            if not finalize:
+                self._samples[key] = int(state["m_source"]["noise_position"][0] - position[0])
             return sound
         samples = self._samples[key]
         noise = self.hift.m_source.noise_from(position, samples, mel.device)
