@@ -134,6 +134,8 @@ def say(
                 )
             )
             rate = engine.model.sample_rate
+    for notice in synthesis.notices:
+        typer.echo(f"Note: {notice.message}", err=True)
     _write_sound(out, samples, rate)
     timings = synthesis.timings
     if as_json:

@@ -12,6 +12,7 @@ a generator, or letting go of it, stops the work behind it. The seeds of request
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import weakref
@@ -38,6 +39,8 @@ Audio = str | Path | Tensor
 Text = str | Iterable[str]
 
 _T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
 
 
 class CosyVoice:
@@ -222,7 +225,10 @@ async def _hand_over(
     """Put a request's chunks into `steps`; an exception or None ends them."""
     end: Exception | None = EngineStoppedError("The model has been closed.")
     try:
-        async for chunk in engine.synthesize(request):
+        synthesis = engine.synthesize(request)
+        for notice in synthesis.notices:
+            logger.warning(notice.message)
+        async for chunk in synthesis:
             steps.put(chunk)
         end = None
     except Exception as error:

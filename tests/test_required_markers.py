@@ -16,6 +16,7 @@ markers =
     browser
     vllm
     tensorrt
+    embedded
 """
 TESTS = """
 import pytest
@@ -29,6 +30,10 @@ def test_required():
 def test_required_too():
     pass
 
+@pytest.mark.embedded
+def test_required_once_the_model_is_there():
+    pytest.skip("something else is missing")
+
 @pytest.mark.tensorrt
 @pytest.mark.xfail(reason="known")
 def test_known_to_fail():
@@ -40,9 +45,18 @@ def test_other():
 
 
 @pytest.mark.parametrize(
-    ("required", "outcome"), [("1", "1 failed, 1 skipped, 1 xfailed, 1 error"), ("", "3 skipped, 1 xfailed")]
+    ("required", "model", "outcome"),
+    [
+        ("1", False, "1 failed, 2 skipped, 1 xfailed, 1 error"),
+        ("1", True, "2 failed, 1 skipped, 1 xfailed, 1 error"),
+        ("", True, "4 skipped, 1 xfailed"),
+    ],
 )
-def test_skipped_tests_of_the_markers_fail_when_all_are_required(tmp_path: Path, required: str, outcome: str) -> None:
+def test_skipped_tests_of_the_markers_fail_when_all_are_required(
+    tmp_path: Path, required: str, model: bool, outcome: str
+) -> None:
+    if model:
+        (tmp_path / "assets" / "embedded").mkdir(parents=True)
     (tmp_path / "pytest.ini").write_text(CONFIGURATION)
     (tmp_path / "test_some.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-p", "tests.required_markers", tmp_path]

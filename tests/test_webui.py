@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,18 +52,32 @@ def test_a_wrong_option_is_one_sentence_before_anything_is_loaded(options: list[
     assert "Traceback" not in ran.stderr
 
 
-def test_one_command_serves_the_page_with_the_standin(tmp_path: Path) -> None:
-    port = free_port()
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "COSY_VOICES_DIR": str(tmp_path / "voices")}
-    log = tmp_path / "log"
+@pytest.mark.parametrize("shipped", [True, False], ids=["with-a-model", "without"])
+def test_one_command_serves_the_page_with_the_model_that_is_there(
+    standin_v2: Path, tmp_path: Path, shipped: bool
+) -> None:
+    """A copy of the repository, with a directory in assets/embedded or without."""
+    copy, port, log = tmp_path / "copy", free_port(), tmp_path / "log"
+    shutil.copytree(ROOT / "cosy_engine", copy / "cosy_engine", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("webui.py", "tests/__init__.py", "tests/standin.py"):
+        (copy / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, copy / file)
+    if shipped:
+        shutil.copytree(standin_v2, copy / "assets" / "embedded")
+    environment = {name: value for name, value in os.environ.items() if name != "COSY_MODEL_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "COSY_VOICES_DIR": str(tmp_path / "voices")}
     with log.open("w") as output:
         server = subprocess.Popen(
-            [*WEBUI, "--port", str(port)], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+            [sys.executable, "webui.py", "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=copy,
         )
     try:
         page = _fetch(f"http://127.0.0.1:{port}/", server, log)
-        assert "untrained" in page
-        assert "untrained stand-in" in log.read_text()
+        assert ('"elem_id":"embedded"' in page, '"elem_id":"untrained"' in page) == (shipped, not shipped)
+        assert ("untrained stand-in" in log.read_text()) != shipped
         server.send_signal(signal.SIGINT)
         server.wait(timeout=30)
         assert "Traceback" not in log.read_text()

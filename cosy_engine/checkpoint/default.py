@@ -47,6 +47,11 @@ def is_standin(directory: Path) -> bool:
     return directory.name.startswith(_STANDIN_PREFIX)
 
 
+def is_embedded(directory: Path) -> bool:
+    """Whether a model directory is the one that ships with the project."""
+    return directory.resolve() == _EMBEDDED
+
+
 def _cached_standin() -> Path:
     cache = cache_folder()
     version = hashlib.sha256(_STANDIN_SCRIPT.read_bytes()).hexdigest()[:12]

@@ -3,7 +3,7 @@
 Both are a dict of speaker id -> dict of tensors with a batch dimension of one. The names differ:
 
     ours          public                        async_cosyvoice       fine-tuned speakers
-    text          -                             prompt_text           -
+    text          - (`transcript` by us)        prompt_text           -
     text_token    prompt_text                   prompt_text_token     -
     speech_token  flow_prompt_speech_token      speech_token          -
     speech_feat   prompt_speech_feat            speech_feat           -
@@ -108,7 +108,7 @@ def _read_entry(speaker: str, entry: Any, fingerprint: str, taken: set[str]) -> 
         _agree(tensors)
     if "embedding" in tensors and tensors["embedding"].numel() == EMBEDDING_SIZE:
         tensors["embedding"] = tensors["embedding"].reshape(EMBEDDING_SIZE)
-    text = entry.get("prompt_text")
+    text = entry.get("transcript") or entry.get("prompt_text")
     display = entry.get("name")
     return Voice(
         id=first_free(speaker if is_id(speaker) else slug(speaker), taken),
@@ -152,6 +152,7 @@ def _write_entry(speaker: str, voice: Voice) -> dict[str, Any]:
         "prompt_speech_feat_len": _length(mel),
         "llm_embedding": embedding,
         "flow_embedding": embedding,
+        **({"transcript": prompt.text} if prompt.text else {}),
         **name,
     }
 

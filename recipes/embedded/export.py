@@ -23,13 +23,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from cosy_engine.text.instructions import INSTRUCTIONS_FILE
 from recipes.embedded import flow, speech_lm, vocoder
+from recipes.embedded.instructions import INSTRUCTIONS
 from recipes.embedded.library import load_speaker_encoder, load_tokenizer
 from recipes.embedded.networks import CODES
 from recipes.embedded.training import load_average
 
 TEXT_MODEL = "CosyVoice-BlankEN"
-SAMPLING = {"top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.3}
+SAMPLING = {"top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.8}  # silence repeats one code eight times in ten
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 SMALL = 1000  # ONNX constants with fewer values stay float32
 
@@ -206,6 +208,7 @@ def write_directory(checkpoints: Path, vocabulary: Path, output: Path) -> None:
     text_size = lm.llm.model.model.embed_tokens.weight.shape[0]
     (text_model / "config.json").write_text(json.dumps(speech_lm.qwen2_config(text_size), indent=1), encoding="utf-8")
     (output / "cosyvoice2.yaml").write_text(configuration(speech_lm.WIDTH), encoding="utf-8")
+    (output / INSTRUCTIONS_FILE).write_text(json.dumps(INSTRUCTIONS, ensure_ascii=False, indent=1), encoding="utf-8")
     parts = {
         "llm.pt": lm,
         "flow.pt": load_average(checkpoints / "flow.pt", flow.Stage()).flow,

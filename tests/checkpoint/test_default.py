@@ -11,7 +11,8 @@ from cosy_engine.errors import ModelDirectoryError
 def test_the_embedded_model_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default, "_EMBEDDED", tmp_path)
     assert default.default_model_dir() == tmp_path
-    assert not default.is_standin(tmp_path)
+    assert default.is_embedded(tmp_path) and not default.is_standin(tmp_path)
+    assert not default.is_embedded(tmp_path / "another")
 
 
 def test_the_standin_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

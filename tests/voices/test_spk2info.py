@@ -153,6 +153,7 @@ def test_what_is_written_is_the_public_form(tmp_path: Path) -> None:
     path = tmp_path / "spk2info.pt"
     write_spk2info(path, voices)
     written = torch.load(path, weights_only=True)
+    assert written["我的声音"].pop("transcript") == prompt.text
     assert set(written["我的声音"]) == PUBLIC_KEYS
     expected = public_entry(prompt)
     for key, value in written["我的声音"].items():
@@ -161,6 +162,7 @@ def test_what_is_written_is_the_public_form(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["spk2info.pt"]
     again = read_spk2info(path, MODEL)
     assert torch.equal(again["我的声音"].prompt.speech_token, prompt.speech_token)
+    assert again["我的声音"].prompt.text == prompt.text
 
 
 def test_display_names_survive_a_rewrite(tmp_path: Path) -> None:
