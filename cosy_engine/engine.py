@@ -54,6 +54,7 @@ _SPEED_RANGE = (0.5, 2.0)
 _MAX_SEED = 2**32 - 1
 _PROMPTS_KEPT = 16
 _BATCH = {"cpu": 1, "cuda": 32}
+_TEXT_PAUSE = 60.0  # seconds without a piece of a text that arrives piece by piece
 _PATIENCE = 10.0  # seconds that who wants no stream can wait while others hear theirs without a gap
 _END = None
 
@@ -420,7 +421,8 @@ class Engine:
         if isinstance(piece, str):
             generated = self._speech_lm.generate(lm_request)
         else:
-            generated = self._speech_lm.generate_bistream(lm_request, self.frontend.encode_arriving(piece))
+            arriving = self.frontend.encode_arriving(_in_time(piece))
+            generated = self._speech_lm.generate_bistream(lm_request, arriving)
         async with aclosing(generated) as tokens:
             async for token in tokens:
                 yield token
@@ -487,6 +489,20 @@ def _urgency(request: SynthesisRequest, timings: Timings, submitted: float) -> U
     if timings.first_audio is None:
         return first_sound(submitted)
     return runs_dry(submitted + timings.first_audio + timings.audio_seconds)
+
+
+async def _in_time(text: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    """Text as it arrives; a source that stalls must not hold its place for ever."""
+    iterator = aiter(text)
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(iterator), _TEXT_PAUSE)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise InvalidRequestError(
+                f"No more text came for {_TEXT_PAUSE:.0f} seconds; end the text when it is complete.", param="text"
+            ) from None
 
 
 async def _to_host(samples: Tensor) -> np.ndarray:

@@ -279,7 +279,7 @@ def test_a_backend_that_is_not_there_is_an_error_when_asked_for(standin_v2: Path
 
 
 async def test_a_saved_voice_costs_no_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its request runs no ONNX model, and the flow sees only the three prompt tokens that look ahead into the speech."""
+    """Its request runs no ONNX model, and of the prompt the flow sees only the three tokens that look ahead."""
     voice = await engine.enroll("Costs nothing", recording(2.0, 333.0), "what is said in it", replace=True)
     fed: list[int] = []
     flow = type(engine.model.flow)
@@ -298,3 +298,16 @@ async def test_a_saved_voice_costs_no_prompt(engine: Engine, monkeypatch: pytest
     synthesis = engine.synthesize(SynthesisRequest(TEXT, voice=voice.id, seed=3))
     await listen(synthesis)
     assert sum(fed) == 2 * (3 + synthesis.timings.tokens)
+
+
+async def test_a_text_that_stalls_gives_its_place_back(
+    engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stalling() -> AsyncIterator[str]:
+        yield "A beginning "
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr("cosy_engine.engine._TEXT_PAUSE", 0.2)
+    with pytest.raises(InvalidRequestError, match="No more text"):
+        await listen(engine.synthesize(SynthesisRequest(stalling(), prompt=prompt)))
+    assert engine.queue.active == 0

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cosy_engine.errors import EngineStoppedError
+from cosy_engine.errors import BackendFailedError, EngineStoppedError
 from cosy_engine.token2wav.work import Making, Work
 
 _BATCHES_GIVEN = 2
@@ -113,7 +113,7 @@ class Scheduler:
             batch[0].work.run([job.work for job in batch])
         except Exception as error:
             for job in batch:
-                self._end(job, error=error)
+                self._end(job, error=_told(error))
             return
         for job in batch:
             if job.work.done:
@@ -130,7 +130,7 @@ class Scheduler:
         except StopIteration as end:
             self._end(job, result=end.value)
         except Exception as error:
-            self._end(job, error=error)
+            self._end(job, error=_told(error))
 
     def _end(self, job: _Job, *, result: Any = None, error: Exception | None = None) -> None:
         with self._changed:
@@ -143,6 +143,15 @@ class Scheduler:
             job.future.set_result(result)
         else:
             job.future.set_exception(error)
+
+
+def _told(error: Exception) -> Exception:
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    return BackendFailedError(
+        "The GPU had no memory left for this request; try again in a moment. If it happens often, lower "
+        "COSY_CONCURRENCY or COSY_STREAM_MEMORY_MB."
+    )
 
 
 def _stopped() -> EngineStoppedError:

@@ -10,7 +10,7 @@ import torch
 
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
-from cosy_engine.errors import EngineStoppedError
+from cosy_engine.errors import BackendFailedError, EngineStoppedError
 from cosy_engine.token2wav.scheduler import Scheduler, first_sound, runs_dry
 from cosy_engine.token2wav.token2wav import Token2Wav
 from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
@@ -127,6 +127,15 @@ def test_an_error_reaches_its_request_and_the_next_one_is_served(scheduler: Sche
     with pytest.raises(ValueError, match="no"):
         broken.result(timeout=10)
     assert submit(scheduler, [], ("next", 2, first_sound(1)))[0].result(timeout=10) == "next"
+
+
+def test_memory_that_runs_out_is_told_as_such(scheduler: Scheduler) -> None:
+    def greedy() -> Making[None]:
+        yield from ()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(BackendFailedError, match="memory"):
+        scheduler.submit(greedy(), first_sound(1)).result(timeout=10)
 
 
 def test_what_is_cancelled_is_not_worked_on(scheduler: Scheduler) -> None:
