@@ -22,7 +22,6 @@ from typing import Self, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cosy_engine import metrics
 from cosy_engine.admission import AdmissionQueue, PositionCallback
@@ -374,7 +373,8 @@ class Engine:
                         session.push([token])
                 if session.ready:
                     await preparing
-                    samples = await _to_host(await self._scheduler.run(session.chunk(), urgency()))
+                    arriving = await self._scheduler.run(_heard(session), urgency())
+                    samples = arriving() if self.model.device.type == "cpu" else await asyncio.to_thread(arriving)
                     if len(samples):
                         yield samples
         finally:
@@ -505,9 +505,21 @@ async def _in_time(text: AsyncIterator[str]) -> AsyncGenerator[str, None]:
             ) from None
 
 
-async def _to_host(samples: Tensor) -> np.ndarray:
-    """Without making other requests wait for the GPU."""
-    return (samples if samples.device.type == "cpu" else await asyncio.to_thread(samples.cpu)).numpy()
+def _heard(session: Session) -> Making[Callable[[], np.ndarray]]:
+    """The next chunk of a session, as a function that waits for it to arrive in the host's memory."""
+    samples = yield from session.chunk()
+    if samples.device.type == "cpu":
+        return samples.numpy
+    host = torch.empty(samples.shape, dtype=samples.dtype, pin_memory=True)
+    host.copy_(samples, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> np.ndarray:
+        arrived.synchronize()
+        return host.numpy()
+
+    return wait
 
 
 _Piece = str | AsyncIterator[str]
