@@ -107,15 +107,13 @@ class Settings(_Settings):
     max_queue: int = Field(32, ge=0, description="requests that may wait; more are refused")
     max_upload_mb: int = Field(30, ge=1, description="largest recording that the page takes")
     shared_voices: bool = Field(False, description="a voice saved on the page is there for every visitor")
-    voice_cache_mb: int = Field(
-        1024,
-        ge=0,
-        description="memory for what the flow remembers of recently used voices; on a GPU, its and the host's",
-    )
-    stream_memory_mb: int | None = Field(
+    voice_cache_mb: int | None = Field(
         None,
         ge=0,
-        description="memory that all streams may keep; by default half the GPU's, or a quarter of the machine's",
+        description="for what the flow remembers of voices used last; by default 1024, or 1/8 of a GPU's memory",
+    )
+    stream_memory_mb: int | None = Field(
+        None, ge=0, description="for all streams; by default 1/4 of the machine's memory, or 1/2 of a GPU's free memory"
     )
     batch: int | None = Field(
         None,

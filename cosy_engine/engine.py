@@ -176,8 +176,8 @@ class Engine:
             model.flow,
             StaticVocoder(model.hift, graphs=True) if _runs_graphs(model.device, settings) else model.hift,
             upstream_exact=settings.upstream_exact,
-            voice_cache=settings.voice_cache_mb * 2**20,
-            stream_memory=None if settings.stream_memory_mb is None else settings.stream_memory_mb * 2**20,
+            voice_cache=_bytes(settings.voice_cache_mb),
+            stream_memory=_bytes(settings.stream_memory_mb),
         )
         self._scheduler = Scheduler(settings.batch or _BATCH[model.device.type], model.device)
         self._prompt_makers = ThreadPoolExecutor(2, thread_name_prefix="prompt")
@@ -477,6 +477,10 @@ class Engine:
 def _capturing(estimator: StaticEstimator, streams: int) -> Making[None]:
     estimator.warm_up(streams)
     yield from ()
+
+
+def _bytes(mebibytes: int | None) -> int | None:
+    return None if mebibytes is None else mebibytes * 2**20
 
 
 def _runs_graphs(device: torch.device, settings: Settings) -> bool:

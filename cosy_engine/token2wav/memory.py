@@ -8,7 +8,12 @@ from weakref import WeakKeyDictionary
 import torch
 
 
-def default_budget(device: torch.device) -> int:
+def default_voice_cache(device: torch.device) -> int:
+    """An eighth of the GPU's memory, or 1 GiB: bytes."""
+    return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 2**30
+
+
+def default_stream_memory(device: torch.device) -> int:
     """Half of the GPU's free memory, or a quarter of the machine's: bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
-from cosy_engine.token2wav.memory import StreamMemory, default_budget
+from cosy_engine.token2wav.memory import StreamMemory, default_stream_memory, default_voice_cache
 from cosy_engine.token2wav.session import StreamSession
 from cosy_engine.token2wav.speed import change_speed
 from cosy_engine.token2wav.upstream_exact import UpstreamSession
@@ -82,7 +82,7 @@ class Token2Wav:
 
     Args:
         voice_cache: bytes that the flow's states of prompts may take on the device, and again in host memory.
-        stream_memory: bytes that the streams may keep between their chunks; None: see `default_budget`.
+        stream_memory: bytes that the streams may keep between their chunks. For the defaults see memory.py.
     """
 
     def __init__(
@@ -91,14 +91,15 @@ class Token2Wav:
         hift: nn.Module,
         *,
         upstream_exact: bool = False,
-        voice_cache: int = 2**30,
+        voice_cache: int | None = None,
         stream_memory: int | None = None,
     ) -> None:
         self.flow, self.hift = flow, hift
         device = flow.spk_embed_affine_layer.weight.device
         devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
-        self._voices = VoiceStates(flow, [(device, voice_cache) for device in devices])
-        self._memory = StreamMemory(default_budget(device) if stream_memory is None else stream_memory)
+        voice_cache = default_voice_cache(device) if voice_cache is None else voice_cache
+        self._voices = VoiceStates(flow, [(where, voice_cache) for where in devices])
+        self._memory = StreamMemory(default_stream_memory(device) if stream_memory is None else stream_memory)
         self._rtf = _RTF[device.type]
         self._upstream_hop = {"token_hop_len": 25} if upstream_exact else None
 
