@@ -14,6 +14,7 @@ from benchmarks import streaming
 from benchmarks.full_size import random_flow, random_vocoder
 from benchmarks.listeners import Heard, summary
 from benchmarks.speech_lm import random_lm
+from benchmarks.tables import remarks
 from cosy_engine.checkpoint.build import build_modules
 from cosy_engine.checkpoint.read_yaml import read_config
 
@@ -48,7 +49,16 @@ def test_requests_that_were_cut_are_told() -> None:
     result = summary([whole, begun, waiting], requests=4, seconds=6.0)
     assert result["cut"] == "1 of 4 requests heard in 6 s, 1 still waiting for sound"
     assert (result["ttfa_p50"], result["audio_per_second"], result["requests"]) == (1.0, 2.0, 1)
-    assert "cut" not in summary([whole], requests=1, seconds=6.0)
+    assert not {"cut", "failed"} & summary([whole], requests=1, seconds=6.0).keys()
+
+
+def test_requests_that_failed_are_told() -> None:
+    broken = Heard(asked=0.0, first=0.5, audio=1.0, error="OutOfMemoryError: 2 GiB")
+    result = summary([broken], requests=1, seconds=2.0)
+    assert result["failed"] == "1 requests, the first with OutOfMemoryError: 2 GiB"
+    assert "cut" not in result
+    report = {"incremental": {"listeners": [{"listeners": 64} | result]}, "recompute": {}}
+    assert list(remarks(report, "failed")) == [("incremental, listeners, listeners 64", result["failed"])]
 
 
 def test_streaming_measures_all_parts_of_both_paths(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -74,50 +76,64 @@ class Layout:
 
 
 class StreamSlab:
-    """What the estimator remembers of one stream at one Euler step.
+    """What the estimator remembers of one stream at one Euler step: keys and values `[layers, 2, rows, heads, n, d]`.
+
+    They lie in parts one after the other. The last part is the stream's own and has room for more; the others are
+    shared with whom it was forked from, as the prompt's is with the voice.
 
     Attributes:
-        keys_values: `[layers, 2, rows, heads, capacity, d]`, of which `length` positions are filled.
         tails: `[rows, tail_size]`.
+        length: positions in all parts.
     """
 
-    def __init__(self, keys_values: Tensor, tails: Tensor) -> None:
-        self.keys_values, self.tails = keys_values, tails
-        self.length = keys_values.shape[4]
+    def __init__(self, shared: Sequence[Tensor], own: Tensor, tails: Tensor) -> None:
+        self._shared, self._own, self.tails = tuple(shared), own, tails
+        self._own_length = own.shape[4]
+        self.length = sum(part.shape[4] for part in (*shared, own))
 
     @classmethod
-    def empty(cls, layout: Layout, rows: int, device: torch.device, dtype: torch.dtype) -> StreamSlab:
-        shape = (len(layout.pasts), 2, rows, layout.heads, 0, layout.head_dim)
+    def empty(cls, layout: Layout, rows: int, device: torch.device, dtype: torch.dtype, *, past: int = 0) -> StreamSlab:
+        """Before the first position, or after `past` zeros."""
+        shape = (len(layout.pasts), 2, rows, layout.heads, past, layout.head_dim)
         options = {"device": device, "dtype": dtype}
-        return cls(torch.empty(shape, **options), torch.zeros(rows, layout.tail_size, **options))
-
-    @property
-    def filled(self) -> Tensor:
-        return self.keys_values[..., : self.length, :]
+        return cls((), torch.zeros(shape, **options), torch.zeros(rows, layout.tail_size, **options))
 
     @property
     def nbytes(self) -> int:
-        return self.keys_values.nbytes + self.tails.nbytes
+        """Bytes of its own part, room included, and of the tails."""
+        return self._own.nbytes + self.tails.nbytes
 
     def append(self, keys_values: Tensor, tails: Tensor) -> None:
-        """More positions, `[layers, 2, rows, heads, new, d]`, and the tails after them."""
-        end = self.length + keys_values.shape[4]
-        if end > self.keys_values.shape[4]:
-            capacity = max(end, self.length + self.length // 2) if self.length else end
-            grown = self.keys_values.new_empty(*self.keys_values.shape[:4], capacity, self.keys_values.shape[5])
-            grown[..., : self.length, :] = self.filled
-            self.keys_values = grown
-        self.keys_values[..., self.length : end, :] = keys_values
-        self.length = end
+        """More positions, and the tails after them."""
+        start, end = self._own_length, self._own_length + keys_values.shape[4]
+        if end > self._own.shape[4]:
+            grown = self._own.new_empty(*self._own.shape[:4], max(end, start + start // 2), self._own.shape[5])
+            grown[..., :start, :] = self._own[..., :start, :]
+            self._own = grown
+        self._own[..., start:end, :] = keys_values
+        self._own_length = end
+        self.length += keys_values.shape[4]
         self.tails = tails.clone()
 
+    def write(self, buffer: Tensor) -> None:
+        """Copy all positions to the start of `buffer [layers, 2, rows, heads, at least length, d]`."""
+        start = 0
+        for part in self._parts():
+            buffer[..., start : start + part.shape[4], :] = part
+            start += part.shape[4]
+
     def fork(self) -> StreamSlab:
-        """A copy that can go on independently: it has no room, so it moves out when it grows."""
-        return StreamSlab(self.filled, self.tails)
+        """A copy that can go on independently. It shares what is there, and starts a part of its own."""
+        return StreamSlab(self._parts(), self._own[..., :0, :].clone(), self.tails)
 
     def to(self, device: torch.device) -> StreamSlab:
-        """A copy on another device."""
-        return StreamSlab(self.filled.to(device), self.tails.to(device))
+        """A copy on another device; itself if it is there."""
+        if self.tails.device == device:
+            return self
+        return StreamSlab((), torch.cat(self._parts(), dim=4).to(device), self.tails.to(device))
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return (*self._shared, self._own[..., : self._own_length, :])
 
 
 @dataclass
@@ -170,14 +186,14 @@ class StaticEstimator(nn.Module):
         return _filled_up(frames, _FRAMES)
 
     def warm_up(self, streams: int) -> None:
-        """Capture what streams of usual lengths need, up to so many in a batch."""
+        """Capture what prompts and streams of usual lengths need, up to so many in a batch."""
         weight = next(self.estimator.parameters())
         t = self.time_features(torch.zeros(1, device=weight.device)).expand(2, -1)
-        for size in _STREAMS[: 1 + _STREAMS.index(_filled_up(streams, _STREAMS))]:
-            for frames in _FRAMES[:3]:
-                mel, spks = weight.new_zeros(2, 80, frames), weight.new_zeros(2, 80)
-                slabs = [StreamSlab.empty(self._layout, 2, weight.device, weight.dtype) for _ in range(size)]
-                self.velocities([EstimatorInputs(mel, None, mel, t, spks, mel, {"slab": slab}) for slab in slabs])
+        sizes = _STREAMS[: 1 + _STREAMS.index(_filled_up(streams, _STREAMS))]
+        for size, frames, past in (*product(sizes, _FRAMES[:3], _PASTS[:2]), (1, _FRAMES[3], _PASTS[0])):
+            mel, spks = weight.new_zeros(2, 80, frames), weight.new_zeros(2, 80)
+            empty = partial(StreamSlab.empty, self._layout, 2, weight.device, weight.dtype, past=past)
+            self.velocities([EstimatorInputs(mel, None, mel, t, spks, mel, {"slab": empty()}) for _ in range(size)])
 
     def velocities(self, batch: Sequence[EstimatorInputs]) -> list[Tensor]:
         """The velocity `[2, 80, T]` of each stream."""
@@ -257,7 +273,7 @@ class StaticEstimator(nn.Module):
         buffers.spks[:used] = torch.cat([own.spks for own in batch])
         buffers.tails[:used] = torch.cat([slab.tails for slab in slabs])
         for index, slab in enumerate(slabs):
-            buffers.keys_values[:, :, 2 * index : 2 * index + 2, :, : slab.length] = slab.filled
+            slab.write(buffers.keys_values[:, :, 2 * index : 2 * index + 2])
 
     def _run(self, buffers: _Buffers) -> tuple[Tensor, Tensor]:
         """Velocity and the tails after it; the new keys and values are in the buffer, behind the past."""

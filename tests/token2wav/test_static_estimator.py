@@ -10,7 +10,7 @@ import torch
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
 from cosy_engine.token2wav import static_estimator
-from cosy_engine.token2wav.static_estimator import StaticEstimator
+from cosy_engine.token2wav.static_estimator import StaticEstimator, StreamSlab
 from cosy_engine.token2wav.token2wav import Token2Wav
 from cosy_engine.token2wav.work import EulerSteps, complete
 from tests.token2wav.test_session import random_prompt, random_tokens, run
@@ -104,3 +104,22 @@ def test_a_chunk_longer_than_the_shapes_is_served(model: CosyVoiceModel, static:
     monkeypatch.setattr(static_estimator, "_FRAMES", (20,))
     monkeypatch.setattr(static_estimator, "_PASTS", (30,))
     test_a_stream_sounds_as_without(model, static, HopSettings(), 31)
+
+
+def test_streams_of_one_voice_share_its_prompt(model: CosyVoiceModel, static: StaticEstimator) -> None:
+    """What each of them holds does not grow with the prompt, and what the voice has is not changed by them."""
+    voice = StreamSlab.empty(static._layout, 2, torch.device("cpu"), torch.float32, past=500)
+    tails = torch.zeros_like(voice.tails)
+    new = torch.randn(*voice._own.shape[:4], 50, voice._own.shape[5])
+    forks = [voice.fork() for _ in range(2)]
+    for number, fork in enumerate(forks):
+        fork.append(new + number, tails)
+        fork.append(new - number, tails)
+        assert fork.length == 600
+        assert fork.nbytes < voice.nbytes / 4
+    buffer = torch.full((*new.shape[:4], 700, new.shape[5]), torch.nan)
+    forks[1].write(buffer)
+    assert torch.equal(buffer[..., :600, :], torch.cat([voice._own, new + 1, new - 1], dim=4))
+    assert voice.length == 500
+    moved = forks[1].to(torch.device("meta"))
+    assert moved.length == 600
