@@ -118,6 +118,7 @@ class Settings(_Settings):
     batch: int | None = Field(
         None,
         ge=1,
+        le=32,
         description="streams that the flow and the vocoder serve in one call; by default 32 on a GPU, else 1",
     )
     upstream_exact: bool = Field(False, description="the public code's behaviour, see docs/differences.md")
