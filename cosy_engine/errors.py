@@ -13,12 +13,13 @@ class CosyError(Exception):
 
     http_status = 500
     grpc_status = "INTERNAL"
+    code: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, **values: object) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.code = code
+        self.code = code or self.code
         self.values = values
 
 
@@ -87,6 +88,7 @@ class BackendFailedError(CosyError):
 
     http_status = 503
     grpc_status = "UNAVAILABLE"
+    code = "backend_failed"
 
 
 class EngineStoppedError(CosyError):
@@ -94,3 +96,4 @@ class EngineStoppedError(CosyError):
 
     http_status = 503
     grpc_status = "UNAVAILABLE"
+    code = "engine_stopped"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from cosy_engine.errors import CosyError
+from cosy_engine.text.instructions import Instructions
 from cosy_engine.ui.texts import label, say, sentence
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ class Tab:
         inputs: components whose values `fields` takes, after the web request.
         fields: these values as fields of a SynthesisRequest.
         notes: where a sentence about each of those fields stands.
+        recording: where one can be given, and what is said in it, hidden if the tab does not ask; both go along to the
+            tab that is opened next.
         preview: a button that speaks a short sentence, if the tab has one.
     """
 
@@ -35,6 +38,7 @@ class Tab:
     inputs: list[gr.components.Component]
     fields: Callable[..., Awaitable[dict[str, object]]]
     notes: Notes
+    recording: tuple[gr.Audio, gr.Textbox]
     preview: gr.Button | None = None
 
 
@@ -42,10 +46,12 @@ def help_text(key: str) -> gr.Markdown:
     return gr.Markdown(label(key), elem_classes="help")
 
 
-def instruction_box(key: str) -> gr.Textbox:
-    return gr.Textbox(
-        label=label(key), placeholder=label("instruction_hint"), lines=2, max_length=500, elem_classes="instruction"
-    )
+def instruction_box(key: str, instructions: Instructions | None) -> gr.Textbox:
+    """Args:
+    instructions: those that the model has learned, if it does not take any.
+    """
+    hint = label("instruction_hint" if instructions is None else "instruction_hint_learned")
+    return gr.Textbox(label=label(key), placeholder=hint, lines=2, max_length=500, elem_classes="instruction")
 
 
 def note(**options: object) -> gr.HTML:

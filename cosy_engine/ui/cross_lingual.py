@@ -14,10 +14,12 @@ from cosy_engine.ui.texts import label
 def build(engine: Engine, text: gr.Textbox) -> Tab:
     with gr.Tab(label("cross_lingual"), id="cross_lingual"):
         help_text("cross_lingual_help")
-        recording = recording_field()
-        examples.build("cross_lingual", text, recording.audio)
+        shown = examples.build(examples.EXAMPLES["cross_lingual"])
+        recording = recording_field(engine)
+        words = gr.Textbox(visible="hidden")
+        shown.fill(text, recording.audio, transcript=words)
 
     async def fields(web: gr.Request, path: str | None) -> dict[str, object]:
-        return {"mode": "cross_lingual", "prompt": await make_prompt(engine, web, path)}
+        return {"mode": "cross_lingual", "prompt": await make_prompt(engine, path)}
 
-    return Tab("cross_lingual", [recording.audio], fields, {"prompt_audio": recording.note})
+    return Tab("cross_lingual", [recording.audio], fields, {"prompt_audio": recording.note}, (recording.audio, words))

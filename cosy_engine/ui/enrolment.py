@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import gradio as gr
 
 from cosy_engine.engine import Engine
-from cosy_engine.errors import InvalidRequestError
 from cosy_engine.ui.common import PRIVATE, Updates, attempt, message, note, note_of
 from cosy_engine.ui.recording import make_prompt, recording_field, transcript_field
-from cosy_engine.ui.texts import label, say
+from cosy_engine.ui.texts import complaint, label, say
 from cosy_engine.ui.transcribe import Transcriber
 from cosy_engine.ui.voice_list import VoiceList
 
 
-def build(engine: Engine, voices: VoiceList, transcriber: Transcriber | None) -> gr.Accordion:
+@dataclass(frozen=True)
+class Enrolment:
+    """The panel, and its fields for a recording and what is said in it."""
+
+    panel: gr.Accordion
+    audio: gr.Audio
+    transcript: gr.Textbox
+
+
+def build(engine: Engine, voices: VoiceList, transcriber: Transcriber | None) -> Enrolment:
     with gr.Accordion(label("enrol"), open=False) as panel:
-        recording = recording_field()
-        transcript = transcript_field(recording, transcriber, "transcript_optional")
+        recording = recording_field(engine)
+        transcript = transcript_field(recording, transcriber)
         name = gr.Textbox(
             label=label("name"), placeholder=label("name_hint"), max_lines=1, max_length=100, elem_id="voice-name"
         )
@@ -40,10 +49,10 @@ def build(engine: Engine, voices: VoiceList, transcriber: Transcriber | None) ->
     ) -> Updates:
         async def work() -> Updates:
             if path is not None and not called.strip():
-                raise InvalidRequestError(say(web, "need_name"), param="name")
+                raise complaint("need_name", "name")
             if path is not None and not consented:
-                raise InvalidRequestError(say(web, "need_consent"), param="consent")
-            prompt = await make_prompt(engine, web, path, spoken)
+                raise complaint("need_consent", "consent")
+            prompt = await make_prompt(engine, path, spoken)
             made = await asyncio.to_thread(voices.store_of(key).enroll, called, prompt)
             emptied = {recording.audio: None, transcript.box: "", name: "", consent: False}
             done = {status: message(say(web, "enrolled", name=made.name))}
@@ -53,4 +62,4 @@ def build(engine: Engine, voices: VoiceList, transcriber: Transcriber | None) ->
 
     inputs = [voices.visitor, recording.audio, transcript.box, name, consent]
     save.click(on_save, inputs, [*inputs[1:], *notes.values(), status, *voices.components], **PRIVATE)
-    return panel
+    return Enrolment(panel, recording.audio, transcript.box)

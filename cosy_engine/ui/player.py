@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -21,20 +22,19 @@ START_JS = "async (job, ...inputs) => [window.livePlayer ? await window.livePlay
 STOP_JS = "() => { window.livePlayer?.stop(); }"
 
 _TEXTS = (
-    "region waveform idle waiting playing buffering paused finished stopped first buffered underruns pause resume "
-    "no_worklet no_sound"
+    "region waveform whole idle waiting playing buffering paused blocked finished stopped failed "
+    "first buffered underruns pause resume download no_worklet no_sound"
 ).split()
 
+# The modules are joined before they are loaded: not every browser lets one made of a blob import another.
 _ON_LOAD = """
 const address = (source) => URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-const core = address(%(core)s);
-const linked = (source) => address(source.replace("./player_core.js", core));
 const texts = %(texts)s[navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"];
-import(linked(%(page)s)).then(({ Player }) => {
+import(address(%(page)s)).then(({ Player }) => {
   const player = new Player(element, {
     rate: %(rate)d,
     say: (name) => texts["player_" + name],
-    worklet: linked(%(worklet)s),
+    worklet: address(%(worklet)s),
   });
   watch("value", () => player.feed(props.value));
   window.livePlayer = player;
@@ -49,9 +49,8 @@ def player(sample_rate: int) -> gr.HTML:
         css_template=_read("player.css"),
         js_on_load=_ON_LOAD
         % {
-            "core": json.dumps(_read("player_core.js")),
-            "page": json.dumps(_read("player.js")),
-            "worklet": json.dumps(_read("player_worklet.js")),
+            "page": json.dumps(_with_core("player.js")),
+            "worklet": json.dumps(_with_core("player_worklet.js")),
             "texts": json.dumps(both(*(f"player_{name}" for name in _TEXTS))),
             "rate": sample_rate,
         },
@@ -71,14 +70,19 @@ class Feed:
         """Sound `[n]` in -1..1."""
         return self._next(pcm=base64.b64encode(pcm16(samples)).decode())
 
-    def end(self) -> str:
+    def end(self, *, failed: bool = False) -> str:
         """Nothing follows: the player plays what it has and rests."""
-        return self._next(end=True)
+        return self._next(end=True, failed=failed)
 
     def _next(self, **content: object) -> str:
         value = json.dumps({"job": self._job, "sequence": self._sequence, **content})
         self._sequence += 1
         return value
+
+
+def _with_core(name: str) -> str:
+    """A module and what it imports, as one."""
+    return _read("player_core.js") + re.sub(r'^import {.*} from "./player_core.js";$', "", _read(name), flags=re.M)
 
 
 def _read(name: str) -> str:

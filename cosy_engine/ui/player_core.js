@@ -194,6 +194,42 @@ export class Peaks {
   }
 }
 
+/** What goes before so many bytes of 16-bit mono PCM in a WAV file. @returns {Uint8Array} */
+export function wavHeader(bytes, rate) {
+  const view = new DataView(new ArrayBuffer(44));
+  const name = (offset, text) => [...text].forEach((letter, i) => view.setUint8(offset + i, letter.charCodeAt(0)));
+  name(0, "RIFF");
+  view.setUint32(4, 36 + bytes, true);
+  name(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true); // PCM
+  view.setUint16(22, 1, true); // channels
+  view.setUint32(24, rate, true);
+  view.setUint32(28, 2 * rate, true); // bytes a second
+  view.setUint16(32, 2, true); // bytes a sample
+  view.setUint16(34, 16, true); // bits a sample
+  name(36, "data");
+  view.setUint32(40, bytes, true);
+  return new Uint8Array(view.buffer);
+}
+
+/**
+ * What the listener is told of a run: idle, waiting, playing, buffering, paused, blocked, finished, stopped or failed.
+ *
+ * @param run null, or what its sink reports (`state`, `heard`), the seconds `received`, and whether the server `failed`
+ * @param contextState of the AudioContext: running, suspended, closed, or (Safari: a call, another app) interrupted
+ * @param paused whether the listener wants silence
+ */
+export function shownState(run, contextState, paused) {
+  if (!run) return "idle";
+  const { state, heard, received, failed } = run;
+  if (state === "stopped") return state;
+  if (failed && (state === "finished" || !received)) return "failed";
+  if (state === "finished") return state;
+  if (received && contextState !== "running") return paused ? "paused" : "blocked";
+  return state === "waiting" && heard !== null ? "buffering" : state;
+}
+
 function greatestCommonDivisor(a, b) {
   return b ? greatestCommonDivisor(b, a % b) : a;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,31 +13,69 @@ from typing import TypeVar
 import gradio as gr
 import numpy as np
 
-from cosy_engine.audio.encode import pcm16
 from cosy_engine.engine import Engine, Synthesis, SynthesisRequest
-from cosy_engine.errors import InvalidRequestError
 from cosy_engine.ui.common import Notes, Tab, Updates, message, place
 from cosy_engine.ui.player import Feed
-from cosy_engine.ui.texts import say
+from cosy_engine.ui.texts import complaint, say, sentence
 
 HEARTBEAT = 1.0  # seconds between signs of life, at which Gradio also notices that the listener has left
+PAGE_HEARTBEAT = 20.0  # seconds between the page's own; a browser may let one that nobody sees wait for a minute
+PAGE_PATIENCE = 180.0  # seconds without one, after which nobody is thought to listen
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a run shows itself: the live player, the whole recording, the status line and the seed it used."""
+    """Where a run shows itself: the live player, the status line and the seed it used.
+
+    Attributes:
+        alive: the page's sign of life, which it gives while a run is going on.
+    """
 
     live: gr.HTML
-    result: gr.Audio
     status: gr.HTML
     last_seed: gr.Textbox
     use_again: gr.Button
+    alive: gr.Timer
 
     @property
     def components(self) -> list[gr.components.Component]:
-        return [self.live, self.result, self.status, self.last_seed, self.use_again]
+        return [self.live, self.status, self.last_seed, self.use_again, self.alive]
+
+
+class Running:
+    """The run that each page is in, by the page's session. One that is no longer there ends within a second: Gradio's
+    own cancelling misses a run whose page does not yet know that it has begun, and a tab that has fallen asleep."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[object, float]] = {}
+
+    def begin(self, session: str) -> object:
+        run = object()
+        self._seen[session] = run, time.monotonic()
+        return run
+
+    def seen(self, session: str) -> None:
+        """The page has given a sign of life."""
+        if session in self._seen:
+            self._seen[session] = self._seen[session][0], time.monotonic()
+
+    def stop(self, session: str) -> None:
+        self._seen.pop(session, None)
+
+    def end(self, session: str, run: object) -> None:
+        if self.is_wanted(session, run):
+            self.stop(session)
+
+    def is_wanted(self, session: str, run: object) -> bool:
+        return self._seen.get(session, (None,))[0] is run
+
+    def is_busy(self, session: str) -> bool:
+        return session in self._seen
+
+    def is_asleep(self, session: str) -> bool:
+        return time.monotonic() - self._seen[session][1] > PAGE_PATIENCE
 
 
 @dataclass(frozen=True)
@@ -49,14 +88,12 @@ class Step:
 
 
 def generator(
-    engine: Engine, tabs: list[Tab], notes: Notes, output: Output, running: dict[str, object]
+    engine: Engine, tabs: list[Tab], notes: Notes, output: Output, running: Running
 ) -> Callable[..., AsyncIterator[Updates]]:
     """What the Generate button does; nothing that goes wrong in it leaves it as an exception.
 
     Args:
         notes: places for sentences about the text and the seed; the tabs have those of the other fields.
-        running: the run that a page is in, by the page's session. One that is no longer there ends within a second:
-            Gradio's own cancelling misses a run whose page does not yet know that it has begun.
     """
     empty = dict.fromkeys([*notes.values(), *(note for tab in tabs for note in tab.notes.values())], "")
 
@@ -71,46 +108,58 @@ def generator(
         text_frontend: bool,
         *inputs: object,
     ) -> AsyncIterator[Updates]:
-        this_run = running[web.session_hash] = object()
+        session = web.session_hash
+        this_run = running.begin(session)
         feed = Feed(job)
-        heard: list[np.ndarray] = []
-        yield empty | {output.result: gr.Audio(None, visible=False), output.status: message(say(web, "working"))}
+        yield empty | {output.status: message(say(web, "preparing")), output.alive: gr.Timer(active=True)}
         fields_at_fault = notes
         try:
             tab, own = _active(tabs, active, inputs)
             fields_at_fault = notes | tab.notes
             text = say(web, "preview_text") if text is None else text
             await asyncio.to_thread(engine.frontend.split, text, text_frontend=text_frontend)
-            settings = {"speed": speed, "seed": _seed(web, seed), "stream": stream, "text_frontend": text_frontend}
+            settings = {"speed": speed, "seed": _seed(seed), "stream": stream, "text_frontend": text_frontend}
             request = SynthesisRequest(text=text, **settings, **await tab.fields(web, *own))
             async with aclosing(speak(engine, request, web)) as steps:
                 async for step in steps:
-                    if running.get(web.session_hash) is not this_run:
+                    if not running.is_wanted(session, this_run):
+                        if not running.is_busy(session):  # a line of this run may have come after the stop's
+                            yield {output.status: message(say(web, "stopped"))}
                         return
+                    if running.is_asleep(session):
+                        raise complaint("stalled", minutes=PAGE_PATIENCE / 60)
                     updates = {output.status: step.status}
                     if step.samples is not None:
-                        heard.append(step.samples)
                         updates[output.live] = feed.packet(step.samples)
                     if step.done is not None:
-                        updates |= _end(engine, feed, output, heard, step.done)
+                        updates |= _end(web, feed, output, step.done)
                     yield updates
         except Exception as error:
-            yield {output.live: feed.end()} | place(error, web, fields_at_fault, output.status)
+            at_rest = {output.live: feed.end(failed=True), output.alive: gr.Timer(active=False)}
+            yield at_rest | place(error, web, fields_at_fault, output.status)
         finally:
-            if running.get(web.session_hash) is this_run:
-                del running[web.session_hash]
+            running.end(session, this_run)
 
     return generate
 
 
-def stopper(running: dict[str, object]) -> Callable[[gr.Request], str]:
-    """What the Stop button does, and says."""
+def stopper(running: Running) -> Callable[[gr.Request], tuple[str, gr.Timer]]:
+    """What the Stop button does, says, and makes of the page's sign of life."""
 
-    def stop(web: gr.Request) -> str:
-        running.pop(web.session_hash, None)
-        return message(say(web, "stopped"))
+    def stop(web: gr.Request) -> tuple[str, gr.Timer]:
+        running.stop(web.session_hash)
+        return message(say(web, "stopped")), gr.Timer(active=False)
 
     return stop
+
+
+def noter(running: Running) -> Callable[[gr.Request], None]:
+    """What the page's sign of life does."""
+
+    def note(web: gr.Request) -> None:
+        running.seen(web.session_hash)
+
+    return note
 
 
 async def speak(engine: Engine, request: SynthesisRequest, web: gr.Request) -> AsyncIterator[Step]:
@@ -171,29 +220,27 @@ def _active(tabs: list[Tab], active: str, inputs: tuple[object, ...]) -> tuple[T
     raise ValueError(f"no tab is called {active!r}")
 
 
-def _seed(web: gr.Request, typed: str) -> int | None:
+def _seed(typed: str) -> int | None:
     if not typed.strip():
         return None
     try:
         return int(typed)
     except ValueError:
-        raise InvalidRequestError(say(web, "bad_seed"), param="seed") from None
+        raise complaint("bad_seed", "seed") from None
 
 
-def _end(engine: Engine, feed: Feed, output: Output, heard: list[np.ndarray], synthesis: Synthesis) -> Updates:
+def _end(web: gr.Request, feed: Feed, output: Output, synthesis: Synthesis) -> Updates:
     return {
         output.live: feed.end(),
-        output.result: gr.Audio(
-            (engine.model.sample_rate, np.frombuffer(pcm16(np.concatenate(heard)), np.int16)), visible=True
-        ),
         output.last_seed: str(synthesis.seed),
-        output.use_again: gr.Button(interactive=True),
+        output.use_again: gr.Button(say(web, "seed_again", seed=synthesis.seed), visible=True),
+        output.alive: gr.Timer(active=False),
     }
 
 
 def _summary(engine: Engine, synthesis: Synthesis, web: gr.Request) -> str:
     timings = synthesis.timings
-    return message(
+    summary = message(
         say(
             web,
             "summary",
@@ -201,9 +248,9 @@ def _summary(engine: Engine, synthesis: Synthesis, web: gr.Request) -> str:
             rtf=timings.rtf,
             seconds=timings.audio_seconds,
             backend=f"{engine.settings.lm_backend} {engine.model.device}",
-            seed=synthesis.seed,
         )
     )
+    return summary + "".join(message(sentence(web, notice)) for notice in synthesis.notices)
 
 
 def _progress(web: gr.Request, piece: int, pieces: int) -> str:

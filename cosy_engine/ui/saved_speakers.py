@@ -9,7 +9,6 @@ import json
 import gradio as gr
 
 from cosy_engine.engine import Engine
-from cosy_engine.errors import InvalidRequestError
 from cosy_engine.ui import enrolment, examples
 from cosy_engine.ui.common import (
     PRIVATE,
@@ -22,7 +21,8 @@ from cosy_engine.ui.common import (
     note,
     note_of,
 )
-from cosy_engine.ui.texts import label, say
+from cosy_engine.ui.recording import mode_of
+from cosy_engine.ui.texts import complaint, label, say
 from cosy_engine.ui.transcribe import Transcriber
 from cosy_engine.ui.visitors import StoreOf, welcome
 from cosy_engine.ui.voice_list import VoiceList
@@ -58,31 +58,33 @@ def build(
                 voice = gr.Dropdown(label=label("voice"), choices=[], interactive=True, scale=4, elem_id="voice")
                 preview = gr.Button(label("preview"), scale=1, min_width=90, elem_id="preview")
             about = note(elem_id="about")
-            instruction = instruction_box("instruction_optional")
+            instruction = instruction_box("instruction_optional", engine.frontend.instructions)
             instruction_note = note_of(instruction)
-            examples.build("saved", text, chosen_id, instruction=instruction)
+            shown = examples.build(examples.EXAMPLES["saved"], need_voice=True)
+            shown.fill(text, chosen_id, instruction=instruction)
         voice_note = note()
         voices = VoiceList(store_of, visitor, voice, chosen_id, empty, chooser)
-        enrol_panel = enrolment.build(engine, voices, transcriber)
+        enrol = enrolment.build(engine, voices, transcriber)
         _management(voices)
 
     async def on_load(key: str | None, chosen: str | None) -> Updates:
         key = welcome(key)
         listed = await voices.updates(key, chosen)
         nothing = not await asyncio.to_thread(store_of(key).list)
-        return {visitor: key, enrol_panel: gr.Accordion(open=nothing)} | listed
+        return {visitor: key, enrol.panel: gr.Accordion(open=nothing)} | listed
 
     async def fields(web: gr.Request, key: str, chosen: str | None, instruct: str) -> dict[str, object]:
-        prompt = (await asyncio.to_thread(store_of(key).get, _chosen(web, chosen))).prompt
+        prompt = (await asyncio.to_thread(store_of(key).get, _chosen(chosen))).prompt
         if instruct.strip():
             return {"mode": "instruct", "prompt": prompt, "instruct": instruct.strip()}
-        return {"mode": "zero_shot" if len(prompt.text_token) else "cross_lingual", "prompt": prompt}
+        return {"mode": mode_of(prompt), "prompt": prompt}
 
-    page.load(on_load, [visitor, chosen_id], [visitor, enrol_panel, *voices.components], **PRIVATE)
+    page.load(on_load, [visitor, chosen_id], [visitor, enrol.panel, *voices.components], **PRIVATE)
     voice.change(None, voice, [chosen_id, voice_note], js="(id) => [id ?? '', '']", **PRIVATE)
     chosen_id.change(voices.about, [visitor, chosen_id], about, **PRIVATE)
     notes = {"voice": voice_note, "instruct": instruction_note}
-    return Tab("saved", [visitor, chosen_id, instruction], fields, notes, preview)
+    inputs = [visitor, chosen_id, instruction]
+    return Tab("saved", inputs, fields, notes, (enrol.audio, enrol.transcript), preview)
 
 
 def _management(voices: VoiceList) -> None:
@@ -108,9 +110,9 @@ def _management(voices: VoiceList) -> None:
 
     async def on_rename(web: gr.Request, key: str, chosen: str | None, called: str) -> Updates:
         async def work() -> Updates:
-            chosen_id = _chosen(web, chosen)
+            chosen_id = _chosen(chosen)
             if not called.strip():
-                raise InvalidRequestError(say(web, "need_name"), param="name")
+                raise complaint("need_name", "name")
             await asyncio.to_thread(voices.store_of(key).rename, chosen_id, called)
             done = {status: message(say(web, "renamed", name=called.strip())), new_name: ""}
             return done | await voices.updates(key, chosen)
@@ -119,7 +121,7 @@ def _management(voices: VoiceList) -> None:
 
     async def on_delete(web: gr.Request, key: str, chosen: str | None) -> Updates:
         async def work() -> Updates:
-            store, chosen_id = voices.store_of(key), _chosen(web, chosen)
+            store, chosen_id = voices.store_of(key), _chosen(chosen)
             names = {entry.id: entry.name for entry in await asyncio.to_thread(store.list)}
             await asyncio.to_thread(store.delete, chosen_id)
             done = {status: message(say(web, "deleted", name=names.get(chosen_id, chosen_id)))}
@@ -129,7 +131,7 @@ def _management(voices: VoiceList) -> None:
 
     async def on_export(web: gr.Request, key: str, chosen: str | None) -> Updates:
         async def work() -> Updates:
-            store, chosen_id = voices.store_of(key), _chosen(web, chosen)
+            store, chosen_id = voices.store_of(key), _chosen(chosen)
             content = await asyncio.to_thread(store.export_voice, chosen_id)
             name = (await asyncio.to_thread(store.get, chosen_id)).name
             packed = json.dumps({"name": f"{chosen_id}.safetensors", "content": base64.b64encode(content).decode()})
@@ -154,7 +156,7 @@ def _management(voices: VoiceList) -> None:
     imported.upload(on_import, [visitor, voice, imported], listed, **PRIVATE)
 
 
-def _chosen(web: gr.Request, voice: str | None) -> str:
+def _chosen(voice: str | None) -> str:
     if not voice:
-        raise InvalidRequestError(say(web, "need_voice"), param="voice")
+        raise complaint("need_voice", "voice")
     return voice

@@ -24,7 +24,7 @@ _COUNT = """(text) => {
 
 def text_box() -> tuple[gr.Textbox, gr.HTML]:
     """The box, and the place for sentences about it."""
-    box = gr.Textbox(label=label("text"), placeholder=label("text_hint"), lines=4, max_lines=12, elem_id="text")
+    box = gr.Textbox(label=label("text"), placeholder=label("text_hint"), lines=3, max_lines=12, elem_id="text")
     count = gr.HTML(elem_id="count", elem_classes="note", padding=False)
     values = {
         "texts": json.dumps(both("count", "count_too_long")),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gradio as gr
 
-from cosy_engine.errors import CosyError
+from cosy_engine.errors import CosyError, InvalidRequestError
+from cosy_engine.notices import Notice
 
 _TEXTS: dict[str, tuple[str, str]] = {
+    "tagline": ("Type a text, give a voice, hear it at once.", "输入文本，给一段声音，马上听到结果。"),
     # what is said
     "text": ("Text to speak", "要合成的文本"),
     "text_hint": (
-        "Type or paste what the voice shall say, in any language the model knows.",
-        "输入或粘贴要朗读的内容，中英文均可。",
+        "What should the voice say?",
+        "想让这个声音说什么？",
     ),
     "count": ("{count} characters · about {seconds} s of speech", "{count} 字 · 约 {seconds} 秒"),
     "count_too_long": (
@@ -19,21 +21,25 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "{count} 字：一次最多 {most} 字",
     ),
     # tabs
-    "zero_shot": ("Zero-shot", "极速复刻"),
+    "zero_shot": ("Clone a voice", "极速复刻"),
     "zero_shot_help": (
-        "Clones the voice of a short recording: choose a file, or press the microphone and speak. "
-        "Then write down exactly what is said in it.",
-        "复刻一段短录音的音色：选择文件，或点击麦克风录音，然后逐字填写录音内容。",
+        "Zero-shot: give a few seconds of a voice, and what is said in them.",
+        "上传或录制几秒钟的声音，并填写其中说的话。",
     ),
     "cross_lingual": ("Cross-lingual", "跨语种"),
     "cross_lingual_help": (
-        "The voice of the recording speaks a text in another language. No transcript is needed.",
+        "The voice of a recording speaks another language. No transcript is needed.",
         "用录音的音色朗读另一种语言的文本，无需填写录音内容。",
     ),
     "instruct": ("Instruct", "指令控制"),
     "instruct_help": (
-        "The voice of the recording, spoken the way you describe: a dialect, a mood, a pace.",
+        "The voice of a recording, speaking as you describe: a dialect, a mood, a pace.",
         "用录音的音色，按您的描述来说：方言、情绪、语速等。",
+    ),
+    "instruct_help_learned": (
+        "The voice of the recording, spoken slower, faster, lower or higher and so on. This model knows the "
+        "instructions below, in several wordings; it ignores others, and says so.",
+        "用录音的音色，按指令调整语速、音高或音量。此模型只认识下列指令（可换说法），其他指令会被忽略并提示。",
     ),
     "saved": ("Saved voices", "已存音色"),
     "saved_help": (
@@ -44,7 +50,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Speak with a saved voice. Everybody who can open this page sees and uses the same voices.",
         "使用已保存的音色。所有能打开此网页的人共用这些音色。",
     ),
-    "examples": ("Examples: a click fills them in and plays", "示例：点击即可填入并播放"),
+    "examples": (
+        "No voice at hand? Click an example: it brings one and plays.",
+        "手边没有录音？点击示例，自动填入并播放。",
+    ),
     "examples_need_voice": (
         "Examples: a click fills them in, and plays once there is a voice",
         "示例：点击填入，有音色时直接播放",
@@ -57,17 +66,28 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "将录音拖放到此处 - 或 - 点击选择文件",
     ),
     "prompt": ("Recording of the voice, 1 to 30 seconds", "参考录音，1 至 30 秒"),
-    "transcript": ("What is said in the recording", "录音内容"),
-    "transcript_hint": ("Word for word", "请逐字填写"),
-    "transcript_optional": ("What is said in the recording (recommended)", "录音内容（建议填写）"),
+    "transcript": ("What is said in the recording (recommended)", "录音内容（建议填写）"),
+    "transcript_hint": ("Word for word; without it the voice is less alike", "请逐字填写；不填则相似度较低"),
+    "source_upload": ("File", "文件"),
+    "source_microphone": ("Microphone", "麦克风"),
+    "file_too_large": (
+        "This file has {size} MB, and at most {most} MB are taken: cut it, or save it as mp3.",
+        "文件有 {size} MB，最多 {most} MB：请裁剪，或存为 mp3。",
+    ),
+    "file_no_recording": (
+        "This file is not a recording: use wav, mp3, m4a, flac, ogg or webm.",
+        "此文件不是录音：请使用 wav、mp3、m4a、flac、ogg 或 webm 格式。",
+    ),
+    "voice_preparing": ("Preparing the voice…", "正在准备音色…"),
+    "voice_ready": ("Voice is ready", "音色已就绪"),
     "verdict_good": ("This recording is good.", "这段录音质量良好。"),
     "verdict_fair": ("This recording works, and could be better.", "这段录音可以使用，但还可以更好。"),
     "verdict_poor": ("This recording will not give a good voice.", "这段录音难以得到好的音色。"),
-    "length_good": ("Length: {value:.1f} s", "时长：{value:.1f} 秒"),
-    "length_fair": ("Length: {value:.1f} s; 3 to 15 s work best", "时长：{value:.1f} 秒，3 至 15 秒最佳"),
+    "length_good": ("Speech: {value:.1f} s", "语音：{value:.1f} 秒"),
+    "length_fair": ("Speech: {value:.1f} s; 3 to 15 s work best", "语音：{value:.1f} 秒，3 至 15 秒最佳"),
     "length_poor": (
-        "Length: {value:.1f} s; it has to be 1 to 30 s. The scissors trim a longer one",
-        "时长：{value:.1f} 秒，须为 1 至 30 秒。过长时可用剪刀裁剪",
+        "Speech: {value:.1f} s; it has to be 1 to 30 s. The scissors trim a longer one",
+        "语音：{value:.1f} 秒，须为 1 至 30 秒。过长时可用剪刀裁剪",
     ),
     "level_good": ("Loudness: good ({value:.0f} dB)", "音量：合适（{value:.0f} dB）"),
     "level_fair": (
@@ -105,6 +125,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     # how it is said
     "instruction": ("How it shall be said", "说话方式"),
     "instruction_hint": ("For example: speak slowly and softly", "例如：用四川话说这句话"),
+    "instruction_hint_learned": ("For example: speak slowly", "例如：说慢一点"),
     "instruction_optional": ("How it shall be said (optional)", "说话方式（可选）"),
     # saved voices
     "voice": ("Voice", "音色"),
@@ -138,18 +159,18 @@ _TEXTS: dict[str, tuple[str, str]] = {
     # the run
     "generate": ("Generate", "生成"),
     "stop": ("Stop", "停止"),
-    "result": ("Whole recording", "完整录音"),
-    "stream": ("Streaming: play while it is being made", "流式：边生成边播放"),
+    "stream": ("Play while it is being made (streaming)", "边生成边播放（流式）"),
     "speed": ("Speed", "语速"),
     "seed": ("Seed", "随机种子"),
     "seed_hint": ("Empty: a new one each time", "留空则每次不同"),
-    "seed_again": ("Use the last seed again", "沿用上次的种子"),
+    "seed_again": ("Use {seed} again", "再次使用 {seed}"),
     "advanced": ("Advanced", "高级设置"),
     "text_frontend": ("Read numbers and symbols as words, and split long text", "将数字和符号读作文字，并切分长文本"),
     "text_frontend_help": (
         "Switch it off for text that is spelt out already.",
         "文本已是逐字读法时可关闭。",
     ),
+    "preparing": ("Getting ready…", "正在准备…"),
     "working": ("Working…", "正在生成…"),
     "piece": ("Speaking piece {piece} of {pieces}…", "正在朗读第 {piece} 段，共 {pieces} 段…"),
     "waiting": (
@@ -158,17 +179,21 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "stopped": ("Stopped.", "已停止。"),
     "summary": (
-        "First audio {first_audio:.2f} s · RTF {rtf:.2f} · {seconds:.1f} s of speech · {backend} · seed {seed}",
-        "首音 {first_audio:.2f} 秒 · RTF {rtf:.2f} · 语音 {seconds:.1f} 秒 · {backend} · 种子 {seed}",
+        "First audio {first_audio:.2f} s · RTF {rtf:.2f} · {seconds:.1f} s of speech · {backend}",
+        "首音 {first_audio:.2f} 秒 · RTF {rtf:.2f} · 语音 {seconds:.1f} 秒 · {backend}",
     ),
     # the player
     "player_region": ("Live player", "实时播放器"),
+    "player_whole": ("Whole recording", "完整录音"),
+    "player_download": ("Download", "下载"),
     "player_waveform": ("Waveform of what has been made so far", "已生成语音的波形"),
-    "player_idle": ("Nothing to play yet.", "暂无可播放的内容。"),
+    "player_idle": ("You will hear it here.", "在这里播放。"),
     "player_waiting": ("Waiting for the first sound…", "等待首个音频…"),
     "player_playing": ("Playing", "正在播放"),
     "player_buffering": ("Waiting for more…", "正在缓冲…"),
     "player_paused": ("Paused", "已暂停"),
+    "player_blocked": ("The browser holds the sound back: press Resume.", "浏览器暂停了声音：请点“继续”。"),
+    "player_failed": ("This did not work; the message says why.", "未能完成，原因见提示。"),
     "player_finished": ("Played to the end.", "播放完毕。"),
     "player_stopped": ("Stopped.", "已停止。"),
     "player_first": ("First sound after", "首音延迟"),
@@ -177,20 +202,20 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "player_pause": ("Pause", "暂停"),
     "player_resume": ("Resume", "继续"),
     "player_no_worklet": (
-        "This address is not secure (https), so the browser plays with its simpler player.",
-        "当前地址不是安全连接（https），浏览器改用简易播放方式。",
+        "This address is not secure (https): the browser gives no microphone here, and a simpler player.",
+        "当前地址不是安全连接（https）：浏览器不提供麦克风，并改用简易播放方式。",
     ),
     "player_no_sound": (
-        "This browser cannot play while the speech is being made; listen to the whole recording below.",
-        "此浏览器不支持边生成边播放，请收听下方的完整录音。",
+        "This browser cannot play while the speech is being made; listen when it is finished.",
+        "此浏览器不支持边生成边播放，请在完成后收听。",
     ),
     # what went wrong
     "see_field": ("Not yet: please see the marked field.", "尚未完成：请查看标出的字段。"),
-    "need_prompt": ("Upload or record the voice first.", "请先上传或录制参考录音。"),
-    "need_transcript": (
-        "Write what is said in the recording, or use the cross-lingual tab, which needs no words.",
-        "请填写录音内容；也可使用“跨语种”，无需填写。",
+    "recording_gone": (
+        "The server no longer has this recording: please give it again.",
+        "服务器已删除这段录音：请重新上传或录制。",
     ),
+    "need_prompt": ("Upload or record the voice first.", "请先上传或录制参考录音。"),
     "need_instruction": ("Say how the text shall be spoken.", "请填写说话方式。"),
     "need_voice": ("Choose a voice first, or save one.", "请先选择或保存一个音色。"),
     "need_name": ("Give the voice a name.", "请填写音色名称。"),
@@ -202,6 +227,15 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "The seed is a whole number from 0 to 4294967295; leave it empty for a new one.",
         "种子须为 0 至 4294967295 的整数，留空则随机。",
     ),
+    "lost": (
+        "The connection to the server is lost, or it refused the request. Please try again.",
+        "与服务器的连接中断，或请求被拒绝，请重试。",
+    ),
+    "stalled": (
+        "Stopped, for this page has not answered for {minutes:.0f} minutes.",
+        "此页面已 {minutes:.0f} 分钟没有响应，已停止生成。",
+    ),
+    "told_in_english": ("{message}", "出错了：{message}"),
     "failure": (
         "Something went wrong inside the engine. The server's log has the details; please try again.",
         "引擎内部出错，详情见服务器日志，请重试。",
@@ -223,23 +257,28 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "- 支持 wav、flac、mp3、m4a、ogg、webm。电话录音或高压缩文件的音质会被保留下来。\n"
         "- 只使用本人的声音，或已获授权的声音。",
     ),
-    "untrained": (
-        "<strong>This is an untrained stand-in model: it makes noise, not speech.</strong> It shows that everything "
-        "works. For real voices start the page with a real one: "
+    "embedded": (
+        "This is the small model that comes with the project; it speaks English and Mandarin. For a full-size one, "
+        "which is downloaded first: <code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
+        "当前是项目自带的小模型，支持英语和普通话。如需完整模型（首次使用会下载）："
         "<code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
-        "<strong>当前是未经训练的替代模型，只会发出噪声。</strong>它用来演示整个流程。"
-        "要得到真正的语音，请用真实模型启动：<code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
+    ),
+    "untrained": (
+        "<strong>Untrained stand-in model: it makes noise, not speech.</strong> "
+        "For real voices: <code>make demo ARGS=&quot;--model-dir iic/CosyVoice2-0.5B&quot;</code>",
+        "<strong>当前是未经训练的替代模型，只会发出噪声。</strong>"
+        "真实音色：<code>make demo ARGS=&quot;--model-dir iic/CosyVoice2-0.5B&quot;</code>",
     ),
 }
 
-# The engine's errors are English sentences; these say the same in Chinese, by the error's code.
+# The engine's errors and notices are English sentences; these say the same in Chinese, by their code.
 _CHINESE_ERRORS: dict[str, str] = {
     "text_empty": "文本为空或只有标点：请输入要朗读的文字。",
     "text_too_long": "文本有 {count:,} 字，一次最多 {most:,} 字：请分段生成。",
     "prompt_text_too_long": "录音内容有 {count:,} 字，最多 {most:,} 字：请只填写录音中所说的话。",
     "prompt_text_missing": "请填写录音内容；也可使用“跨语种”，无需填写。",
     "bad_instruction": "请用 1 至 {most:,} 字描述说话方式，例如：说慢一点。",
-    "bad_seed": "种子须为 0 至 4294967295 的整数，留空则随机。",
+    "instruction_unknown": "此模型没有学过指令“{instruct}”，已忽略。它认识的指令：{examples}",
     "not_a_recording": "无法读取此文件：请使用 wav、mp3、m4a、flac、ogg 或 webm 格式的录音。",
     "no_sound_in_file": "文件中没有声音。",
     "recording_silent": "录音没有声音：请靠近麦克风重新录制。",
@@ -257,8 +296,13 @@ _CHINESE_ERRORS: dict[str, str] = {
     "voice_builtin": "这是模型自带的音色，不能更改。",
     "too_many_voices": "已保存 {count} 个音色，不能再多：请先删除一个。",
     "bad_voice_file": "这个音色文件无法使用：它已损坏，或不是音色文件。",
+    "bad_speed": "语速须为 {low} 至 {high}。",
+    "speed_of_stream": "当前设置下，边生成边播放时不能调整语速。",
+    "too_long_together": "文本和录音内容加起来太长：请缩短其中一个。",
     "no_sound": "模型没有发出声音：请换个种子或文本。",
     "queue_full": "排队人数已满：请约 {seconds:.0f} 秒后重试。",
+    "engine_stopped": "服务器正在关闭或重启，请稍后重试。",
+    "backend_failed": "语音模型出现故障，正在自动恢复，请重试。",
 }
 
 _ENGLISH = {key: english for key, (english, _) in _TEXTS.items()}
@@ -282,11 +326,17 @@ def say(request: gr.Request, key: str, **values: object) -> str:
     return (_CHINESE if _wants_chinese(request) else _ENGLISH)[key].format(**values)
 
 
-def sentence(request: gr.Request, error: CosyError) -> str:
-    """What an error says, in the language that the browser asks for."""
-    if _wants_chinese(request) and error.code in _CHINESE_ERRORS:
-        return _CHINESE_ERRORS[error.code].format(**error.values)
-    return error.message
+def complaint(key: str, param: str | None = None, **values: object) -> InvalidRequestError:
+    """An error that the page itself finds, for `sentence` to say."""
+    return InvalidRequestError(_ENGLISH[key].format(**values), param=param, code=key, **values)
+
+
+def sentence(request: gr.Request, error: CosyError | Notice) -> str:
+    """What an error or a notice says, in the language that the browser asks for."""
+    if not _wants_chinese(request):
+        return error.message
+    told = _CHINESE_ERRORS.get(error.code) or _CHINESE.get(error.code)
+    return told.format(**error.values) if told else _CHINESE["told_in_english"].format(message=error.message)
 
 
 def _wants_chinese(request: gr.Request) -> bool:

@@ -63,7 +63,7 @@ def visit(browser: object, address: str) -> Iterator[Visit]:
             ),
         )
         visitor.page.goto(at)
-        visitor.page.locator("#generate").wait_for()
+        visitor.wait_until_loaded()
         return visitor
 
     yield open_page

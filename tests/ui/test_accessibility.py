@@ -58,13 +58,46 @@ def test_keyboard_goes_from_the_text_to_the_sound(visitor: Visitor) -> None:
             )
         )
     reached = list(dict.fromkeys(filter(None, order)))
-    assert reached == ["tabs", "recording", "examples", "generate", "stop", "speed", "seed"]
+    assert reached == ["tabs", "examples", "recording", "generate", "stop", "speed", "seed"]
 
 
 def test_the_text_field_generates_from_the_keyboard(visitor: Visitor) -> None:
     visitor.page.locator("#text textarea").press("Shift+Enter")
     visitor.expect("please see the marked field")
     visitor.expect_beside("Text to speak", "The text is empty")
+
+
+SCREENS = {
+    "laptop": {"viewport": {"width": 1366, "height": 768}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+}
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_what_a_newcomer_needs_is_on_the_first_screen(visit: Visit, screen: str) -> None:
+    visitor = visit(**SCREENS[screen])
+    height = SCREENS[screen]["viewport"]["height"]
+
+    def is_on_screen(selector: str) -> bool:
+        box = visitor.page.locator(selector).first.bounding_box()
+        return 0 <= box["y"] and box["y"] + box["height"] <= height
+
+    for needed in ("#text textarea", "[role=tab]", ".examples button", ".prompt [data-testid=upload-text]"):
+        assert is_on_screen(needed), needed
+    for _ in range(2):
+        assert is_on_screen("#generate") and is_on_screen("#stop")
+        visitor.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+
+
+def test_on_a_phone_the_sound_is_seen_where_the_text_is(visit: Visit) -> None:
+    visitor = visit(**SCREENS["phone"])
+    assert not visitor.page.locator("#live").is_visible()
+    visitor.panel.get_by_role("button", name="Good morning!").tap()
+    visitor.page.locator("#live .live[data-state=playing]").wait_for()
+    visitor.page.wait_for_timeout(500)  # scrolling
+    top = {name: visitor.page.locator(name).bounding_box()["y"] for name in ("#text", "#live", "[role=tab] >> nth=0")}
+    assert top["#text"] < top["#live"] < top["[role=tab] >> nth=0"]
+    assert 0 <= top["#live"] <= 844 - 200
 
 
 @pytest.mark.parametrize(("language", "names"), [("en-US", TABS), ("zh-CN", CHINESE_TABS)], ids=["en", "zh"])
@@ -77,11 +110,10 @@ def test_screenshots(visit: Visit, language: str, names: list[str], look: str) -
     visitor.type("#text", "Good morning. 今天天气真好。")
     for number, name in enumerate(names):
         visitor.open_tab(name)
-        if number < 3:
-            visitor.panel.locator(".prompt input[type=file]").set_input_files(
-                {"name": "voice.wav", "mimeType": "audio/wav", "buffer": encoded(hum(4))}
-            )
-            visitor.panel.locator(".verdict").wait_for()
+        if number == 0:
+            visitor.upload(encoded(hum(4)))
+        visitor.panel.locator(".verdict .voice_ready").wait_for()
+        visitor.page.evaluate("scrollTo(0, 0)")
         file = SCREENSHOTS / f"{look}-{language[:2]}-{number + 1}.png"
         visitor.page.screenshot(path=file, full_page=True)
         assert file.stat().st_size > 10_000

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
 
 import numpy as np
 import pytest
+from gradio.utils import get_upload_folder
 from prometheus_client import REGISTRY
 
 from cosy_engine.engine import Engine
-from cosy_engine.frontend import estimate_seconds
+from cosy_engine.frontend import Prompt, estimate_seconds
+from cosy_engine.speech_lm.base import SpeechLMRequest
 from tests.recordings import encoded, hum
 from tests.ui.browser import needs_chromium
 from tests.ui.conftest import served
-from tests.ui.visitor import CHINESE_TABS, GOOD, LONG_TEXT, TABS, Visit, Visitor
+from tests.ui.visitor import CHINESE_TABS, GOOD, LONG_TEXT, TABS, TRANSCRIPT, Visit, Visitor
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
@@ -55,8 +61,8 @@ def test_each_tab_makes_sound(visitor: Visitor, tab: str) -> None:
     else:
         visitor.open_tab(tab)
         visitor.upload(GOOD)
-    if tab == "Zero-shot":
-        visitor.label("What is said in the recording").fill("A buzz that rises and falls.")
+    if tab == "Clone a voice":
+        visitor.label(TRANSCRIPT).fill("A buzz that rises and falls.")
     if tab == "Instruct":
         visitor.label("How it shall be said").fill("Speak slowly.")
     visitor.type("#text", "Hello, 你好, this is a test.")
@@ -85,17 +91,18 @@ def test_without_streaming_and_with_a_seed_that_is_used_again(visitor: Visitor) 
     visitor.page.locator("#stream input").uncheck()
     visitor.type("#seed", "7")
     visitor.speak_like(GOOD)
-    assert visitor.expect("First audio").endswith("seed 7")
     first = visitor.expect_sound()
+    assert visitor.used_seed() == "7"
     visitor.type("#seed", "")
     visitor.generate()
     other = visitor.expect_sound()
-    seed = visitor.expect("First audio").rsplit(" ", 1)[1]
-    visitor.press("Use the last seed again")
-    visitor.page.wait_for_function("document.querySelector('#seed input, #seed textarea').value !== ''")
+    seed = visitor.used_seed()
+    assert seed != "7"
+    visitor.press(f"Use {seed} again")
+    visitor.page.wait_for_function(f"document.querySelector('#seed input, #seed textarea').value === '{seed}'")
     visitor.generate()
     again = visitor.expect_sound()
-    assert visitor.expect("First audio").endswith(f"seed {seed}")
+    assert visitor.used_seed() == seed
     assert np.array_equal(again, other)
     assert not np.array_equal(again, first)
 
@@ -121,11 +128,75 @@ def test_examples_fill_in_and_play(visitor: Visitor) -> None:
     assert visitor.label("How it shall be said").input_value() == "用四川话说这句话"
 
 
+def test_examples_bring_a_voice_each_and_leave_the_visitors_alone(visitor: Visitor) -> None:
+    transcripts = []
+    for example in ("Good morning!", "早上好"):
+        visitor.panel.get_by_role("button", name=example).click()
+        visitor.page.wait_for_function(f"document.querySelector('#text textarea').value.startsWith('{example}')")
+        visitor.expect_sound()
+        transcripts.append(visitor.label(TRANSCRIPT).input_value())
+        visitor.press("Stop")
+    assert transcripts[0].startswith("The library") and "A" < transcripts[1][:1] > "z"
+    visitor.upload(GOOD)
+    assert visitor.label(TRANSCRIPT).input_value() == ""
+    visitor.panel.get_by_role("button", name="Good morning!").click()
+    visitor.expect("First audio")
+    assert visitor.label(TRANSCRIPT).input_value() == ""
+
+
+def test_a_voice_is_made_ready_before_it_is_used(visitor: Visitor, engine: Engine, monkeypatch: object) -> None:
+    made = []
+    make = engine.frontend.make_prompt
+    monkeypatch.setattr(engine.frontend, "make_prompt", lambda data: made.append(data) or make(data))
+    recording = encoded(hum(2.3))
+    visitor.upload(recording)
+    visitor.panel.locator(".verdict", has_text="Voice is ready").wait_for()
+    assert made == [recording]
+    visitor.label(TRANSCRIPT).fill("Words that were typed later.")
+    visitor.type("#text", "Good morning.")
+    visitor.generate()
+    visitor.expect_sound()
+    assert made == [recording]
+
+
+def test_a_recording_without_its_words_speaks_too(visitor: Visitor) -> None:
+    visitor.upload(GOOD)
+    visitor.type("#text", "Good morning.")
+    visitor.generate()
+    visitor.expect_sound()
+
+
+def test_the_recording_goes_along_to_the_next_tab(visitor: Visitor) -> None:
+    visitor.upload(GOOD)
+    visitor.label(TRANSCRIPT).fill("A buzz.")
+    for tab in ("Instruct", "Cross-lingual", "Saved voices"):
+        visitor.open_tab(tab)
+        visitor.panel.locator(".verdict", has_text="Voice is ready").wait_for()
+    assert visitor.label(TRANSCRIPT).input_value() == "A buzz."
+    visitor.type("#voice-name", "Ann")
+    visitor.page.locator("#consent input").check()
+    visitor.press("Save voice")
+    visitor.expect("Saved “Ann”.", "#enrol-note")
+    assert "A buzz." in visitor.page.locator("#about .about").inner_text()
+
+
+def test_a_recording_that_the_server_has_deleted(visitor: Visitor) -> None:
+    visitor.open_tab("Cross-lingual")
+    recording = encoded(hum(1.937))
+    visitor.upload(recording, "forgotten.wav")
+    visitor.panel.locator(".verdict", has_text="ready").wait_for()
+    for file in Path(get_upload_folder()).rglob("forgotten.wav"):
+        file.unlink()
+    visitor.type("#text", "Good morning.")
+    visitor.generate()
+    visitor.panel.get_by_role("alert").filter(has_text="no longer has this recording").wait_for()
+
+
 def test_a_recording_gets_a_verdict(visitor: Visitor) -> None:
     visitor.upload(encoded(hum(4)))
     verdict = visitor.panel.locator(".verdict")
     verdict.wait_for()
-    assert "Length: 4.0 s" in verdict.inner_text()
+    assert "Speech: 4.0 s" in verdict.inner_text()
     visitor.upload(encoded(np.clip(hum(2) * 20, -1, 1)))
     verdict.filter(has_text="Clipping").and_(visitor.page.locator(".verdict.poor")).wait_for()
     assert "2 s" not in visitor.panel.locator(".verdict .poor").first.inner_text()
@@ -181,11 +252,6 @@ def test_missing_inputs_are_named_beside_their_fields(visitor: Visitor) -> None:
     visitor.type("#text", "Good morning.")
     visitor.generate()
     visitor.expect("Upload or record the voice first.", "[role=tabpanel]")
-    visitor.upload(GOOD)
-    visitor.generate()
-    visitor.expect_beside("What is said in the recording", "Write what is said")
-    visitor.label("What is said in the recording").fill("A buzz.")
-    visitor.page.get_by_role("alert").wait_for(state="detached")
     visitor.open_tab("Instruct")
     visitor.upload(GOOD)
     visitor.generate()
@@ -210,6 +276,75 @@ def test_stop_ends_the_work(visitor: Visitor, engine: Engine) -> None:
     visitor.type("#text", "Good morning.")
     visitor.generate()
     visitor.expect_sound()
+
+
+@pytest.mark.parametrize("phase", ["the voice is made", "the first sound is made"])
+def test_stop_before_the_first_sound_leaves_a_clean_page(
+    visitor: Visitor, engine: Engine, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    held = threading.Event()
+    make_prompt, generate = engine.make_prompt, engine._speech_lm.generate
+
+    async def held_back() -> None:
+        while not held.is_set():
+            await asyncio.sleep(0.02)
+
+    async def make_prompt_late(*given: object) -> Prompt:
+        await held_back()
+        return await make_prompt(*given)
+
+    async def generate_late(request: SpeechLMRequest) -> AsyncIterator[int]:
+        await held_back()
+        async with aclosing(generate(request)) as tokens:
+            async for token in tokens:
+                yield token
+
+    if phase == "the voice is made":
+        monkeypatch.setattr(engine, "make_prompt", make_prompt_late)
+    else:
+        monkeypatch.setattr(engine._speech_lm, "generate", generate_late)
+    visitor.speak_like(GOOD)
+    visitor.expect("Getting ready…" if phase == "the voice is made" else "Working…")
+    visitor.press("Stop")
+    visitor.expect("Stopped.")
+    wait_until(lambda: engine.queue.active == engine.queue.waiting == 0)
+    held.set()
+    visitor.page.locator("#live .live[data-state=stopped]").wait_for()
+    visitor.page.wait_for_timeout(1500)  # for whatever might come late
+    assert visitor.page.locator("#status").inner_text() == "Stopped."
+    assert visitor.page.get_by_role("alert").count() == 0
+    assert not visitor.page.locator("#live a.download").is_visible()
+    visitor.generate()
+    visitor.expect_sound()
+    assert visitor.errors == []
+
+
+def test_a_tab_that_has_fallen_asleep_ends_the_work(
+    visit: Visit, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosy_engine.ui.app.PAGE_HEARTBEAT", 0.5)
+    monkeypatch.setattr("cosy_engine.ui.run.PAGE_PATIENCE", 3.0)
+    with served(engine) as address:
+        visitor = visit(address)
+        visitor.speak_like(GOOD, LONG_TEXT)
+        visitor.expect("Speaking piece 2")
+        visitor.page.wait_for_timeout(4000)
+        assert engine.queue.active == 1  # a tab that is awake is served longer than the patience
+        tab = visitor.page.context.new_cdp_session(visitor.page)
+        tab.send("Debugger.enable")
+        tab.send("Debugger.pause")
+        wait_until(lambda: engine.queue.active == 0)
+        tab.send("Debugger.disable")
+        visitor.expect("Stopped, for this page has not answered")
+
+
+def test_a_server_that_refuses_is_told_in_the_visitors_language(visit: Visit) -> None:
+    visitor = visit(locale="zh-CN")
+    visitor.page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))
+    visitor.type("#text", "早上好。")
+    visitor.press("生成")
+    visitor.expect("与服务器的连接中断")
+    visitor.page.locator("#live .live[data-state=failed]").wait_for()
 
 
 @pytest.mark.parametrize("leave", ["close", "reload"])
@@ -244,6 +379,7 @@ def test_the_queue_can_be_seen_and_left(visit: Visit, narrow: tuple[Engine, str]
     assert "Stop" in said
     refused.speak_like(GOOD)
     assert "try again in about" in refused.expect("waiting already")
+    refused.page.locator("#live .live[data-state=failed]").wait_for()
     waiting.press("Stop")
     waiting.expect("Stopped.")
     wait_until(lambda: engine.queue.waiting == 0)

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from cosy_engine.audio.encode import pcm16
 from cosy_engine.audio.resample import resample
 from cosy_engine.engine import Engine, SynthesisRequest
 from cosy_engine.ui.player import START_JS, STOP_JS, Feed, player
 from tests.recordings import encoded, hum
 from tests.ui.browser import INSECURE_HOST, PATIENCE, free_port, needs_chromium
+from tests.ui.visitor import downloaded
 
 RATE = 24000
 Speaker = Callable[[], AsyncIterator[np.ndarray]]
@@ -76,6 +76,12 @@ async def broken() -> AsyncIterator[np.ndarray]:
     raise ValueError("The speaker broke.")
 
 
+async def mute() -> AsyncIterator[np.ndarray]:
+    for _ in ():
+        yield chirp(0)
+    raise ValueError("The speaker says nothing.")
+
+
 SPEAKERS: dict[str, Speaker] = {
     "steady": paced(chirp(4), chunk=0.5, pace=0.7),
     "eager": paced(chirp(2), chunk=0.5, pace=0.1),
@@ -85,6 +91,7 @@ SPEAKERS: dict[str, Speaker] = {
     "tiny": paced(chirp(0.1), chunk=0.1, pace=0.1),
     "burst": burst,
     "broken": broken,
+    "mute": mute,
 }
 
 
@@ -101,10 +108,9 @@ class Stage:
             generate = gr.Button("Generate")
             stop = gr.Button("Stop")
             live = player(RATE)
-            result = gr.Audio(elem_id="result", interactive=False, buttons=["download"])
             said = gr.Textbox(label="Said", elem_id="said")
             job = gr.Textbox(visible="hidden")
-            outputs = [live, result, said]
+            outputs = [live, said]
             running = generate.click(self._run, [job, text], outputs, js=START_JS, concurrency_limit=None)
             stop.click(None, js=STOP_JS)
             stop.click(None, cancels=[running])
@@ -112,18 +118,16 @@ class Stage:
 
     async def _run(self, job: str, text: str) -> AsyncIterator[tuple[object, ...]]:
         feed = Feed(job)
-        heard = []
         self.chunk_times.clear()
         try:
-            yield gr.skip(), None, ""
+            yield gr.skip(), ""
             async for samples in self.speakers[text]():
                 self.chunk_times.append(time.time())
-                heard.append(samples)
-                yield feed.packet(samples), gr.skip(), gr.skip()
+                yield feed.packet(samples), gr.skip()
         except ValueError as error:
-            yield feed.end(), gr.skip(), str(error)
+            yield feed.end(failed=True), str(error)
         else:
-            yield feed.end(), (RATE, np.frombuffer(pcm16(np.concatenate(heard)), np.int16)), gr.skip()
+            yield feed.end(), gr.skip()
 
 
 # Whatever goes to the loudspeaker is recorded: `heard` lists blocks of samples, `at` is when they left, as Date.now().
@@ -199,11 +203,7 @@ class Listener:
 
     def wav(self) -> np.ndarray:
         """The finished recording, int16, in -1..1."""
-        link = self.page.locator("#result a[download]")
-        link.wait_for(timeout=PATIENCE)
-        address = link.get_attribute("href").replace(INSECURE_HOST, "127.0.0.1")
-        data = self.page.request.get(address).body()
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        samples, rate = soundfile.read(io.BytesIO(downloaded(self.page)), dtype="float32")
         assert rate == RATE
         return samples
 
@@ -328,11 +328,22 @@ def test_a_slow_engine_makes_a_pause_and_loses_nothing(listener: Listener) -> No
 
 
 @in_the_browser
-def test_a_failure_plays_what_there_is(listener: Listener) -> None:
+def test_a_failure_plays_what_there_is_and_is_told(listener: Listener) -> None:
     listener.ask("broken")
-    listener.wait_for("finished")
+    listener.wait_for("failed")
     assert len(sound(listener.heard())) == 0.1 * RATE
     assert listener.page.get_by_label("Said").input_value() == "The speaker broke."
+    assert "did not work" in listener.page.locator("#live .state").inner_text()
+    assert not listener.page.locator("#live a.download").is_visible()
+
+
+@in_the_browser
+def test_a_failure_before_the_first_sound_is_not_called_played(listener: Listener) -> None:
+    listener.ask("mute")
+    listener.wait_for("failed")
+    listener.ask("tiny")
+    listener.wait_for("finished")
+    assert np.array_equal(sound(listener.heard()), listener.wav())
 
 
 @in_the_browser
@@ -359,7 +370,6 @@ def test_another_click_while_playing_starts_anew(listener: Listener) -> None:
     listener.wait_for("playing")
     listener.ask("other")
     listener.wait_for("finished")
-    listener.page.wait_for_function("document.querySelector('#result a[download]')")
     other = listener.wav()
     heard = sound(listener.heard())
     assert np.array_equal(heard[-len(other) :], other)

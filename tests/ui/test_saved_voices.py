@@ -40,7 +40,7 @@ def test_enrol_reload_reuse(visitor: Visitor) -> None:
     visitor.expect("Saved “Ann 安”.", "#enrol-note")
     speak(visitor)
     visitor.page.reload()
-    visitor.page.locator("#generate").wait_for()
+    visitor.wait_until_loaded()
     visitor.open_tab("Saved voices")
     visitor.page.locator("#about", has_text="A buzz that rises and falls.").wait_for()
     assert visitor.saved_voices() == ["Ann 安"]
@@ -106,7 +106,7 @@ def test_a_damaged_voice_says_so_and_can_be_deleted(visitor: Visitor, engine: En
     (file,) = set(engine.settings.voices_dir.rglob("*.safetensors")) - before
     file.write_bytes(b"no voice at all")
     visitor.page.reload()
-    visitor.page.locator("#generate").wait_for()
+    visitor.wait_until_loaded()
     visitor.open_tab("Saved voices")
     assert "is damaged" in visitor.page.locator("#about .message.error").inner_text()
     visitor.type("#text", "Good morning.")

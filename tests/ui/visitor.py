@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +13,27 @@ import soundfile
 from tests.recordings import encoded, hum
 from tests.ui.browser import PATIENCE
 
-TABS = ["Zero-shot", "Cross-lingual", "Instruct", "Saved voices"]
+TABS = ["Clone a voice", "Cross-lingual", "Instruct", "Saved voices"]
 CHINESE_TABS = ["极速复刻", "跨语种", "指令控制", "已存音色"]
+TRANSCRIPT = "What is said in the recording (recommended)"
 GOOD = encoded(hum(2))
 LONG_TEXT = "This sentence goes on and on, and never seems to end. " * 150
+
+
+DOWNLOADED = """async (address) => {
+  const reader = new FileReader();
+  const read = new Promise((resolve) => (reader.onload = resolve));
+  reader.readAsDataURL(await (await fetch(address)).blob());
+  await read;
+  return reader.result.split(",")[1];
+}"""
+
+
+def downloaded(page: object) -> bytes:
+    """What the player's download button gives."""
+    link = page.locator("#live a.download")
+    link.wait_for(timeout=PATIENCE)
+    return base64.b64decode(page.evaluate(DOWNLOADED, link.get_attribute("href")))
 
 
 @dataclass
@@ -34,6 +52,10 @@ class Visitor:
     @property
     def panel(self) -> object:
         return self.page.locator("[role=tabpanel]:visible")
+
+    def wait_until_loaded(self) -> None:
+        self.page.locator("#generate").wait_for()
+        self.page.wait_for_function("localStorage.getItem('cosy-engine-visitor')")  # the server has been asked
 
     def type(self, where: str, text: str) -> None:
         self.page.locator(f"{where} input, {where} textarea").last.fill(text)
@@ -64,9 +86,11 @@ class Visitor:
 
     def generate(self) -> None:
         """Press the button, and wait until the page no longer says what it said before."""
-        self.page.evaluate("document.querySelector('#status .message')?.setAttribute('data-old', '')")
+        self.page.evaluate(
+            "document.querySelectorAll('#status .message').forEach((old) => old.setAttribute('data-old', ''))"
+        )
         self.press("Generate")
-        self.page.locator("#status .message:not([data-old])").wait_for()
+        self.page.locator("#status .message:not([data-old])").first.wait_for()
 
     def expect(self, text: str, where: str = "#status") -> str:
         found = self.page.locator(f"{where} .message", has_text=text)
@@ -84,14 +108,16 @@ class Visitor:
     def expect_sound(self) -> np.ndarray:
         """The finished recording as the download button gives it."""
         summary = self.expect("First audio")
-        assert all(word in summary for word in ("RTF", "of speech", "torch cpu", "seed"))
-        link = self.page.locator("#result a[download]")
-        link.wait_for(timeout=PATIENCE)
-        samples, rate = soundfile.read(io.BytesIO(self.page.request.get(link.get_attribute("href")).body()))
+        assert all(word in summary for word in ("RTF", "of speech", "torch cpu"))
+        samples, rate = soundfile.read(io.BytesIO(downloaded(self.page)))
         assert rate == 24000
         assert len(samples) > 0.2 * rate
         assert np.abs(samples).max() > 1e-3
         return samples
+
+    def used_seed(self) -> str:
+        """As the button tells it that uses it again."""
+        return self.page.locator("#seed-again").inner_text().split()[1]
 
     def expect_heard(self) -> None:
         self.page.wait_for_function(
@@ -108,7 +134,7 @@ class Visitor:
         self.open_tab("Saved voices")
         self.unfold("Save a new voice")
         self.upload(GOOD)
-        self.label("What is said in the recording (recommended)").fill(transcript)
+        self.label(TRANSCRIPT).fill(transcript)
         self.type("#voice-name", name)
         self.page.locator("#consent input").check()
         self.press("Save voice")

@@ -7,7 +7,9 @@ import {
   PcmDecoder,
   Playback,
   Resampler,
+  shownState,
   StartBuffer,
+  wavHeader,
 } from "../../../cosy_engine/ui/player_core.js";
 
 const RATE = 24000;
@@ -205,4 +207,35 @@ describe("peaks", () => {
     assert.equal(peaks.columns(5000).length, 1000);
     assert.deepEqual(new Peaks(1).columns(10), []);
   });
+});
+
+test("a WAV file begins with its format and length", () => {
+  const header = Buffer.from(wavHeader(1000, RATE));
+  assert.equal(header.length, 44);
+  assert.equal(header.toString("latin1", 0, 4) + header.toString("latin1", 8, 16), "RIFFWAVEfmt ");
+  assert.equal(header.readUInt32LE(4), 1036);
+  assert.deepEqual([20, 22, 32, 34].map((offset) => header.readUInt16LE(offset)), [1, 1, 2, 16]);
+  assert.deepEqual([24, 28, 40].map((offset) => header.readUInt32LE(offset)), [RATE, 2 * RATE, 1000]);
+});
+
+describe("what the listener is told", () => {
+  const run = { state: "playing", heard: 1, received: 2, failed: false };
+  const cases = [
+    ["idle", null, "running", false],
+    ["waiting", { ...run, state: "waiting", heard: null, received: 0 }, "suspended", false],
+    ["playing", run, "running", false],
+    ["buffering", { ...run, state: "waiting" }, "running", false],
+    ["paused", run, "suspended", true],
+    ["blocked", run, "suspended", false],
+    ["blocked", run, "interrupted", false],
+    ["finished", { ...run, state: "finished" }, "suspended", false],
+    ["failed", { ...run, state: "finished", failed: true }, "running", false],
+    ["failed", { ...run, state: "waiting", heard: null, received: 0, failed: true }, "interrupted", false],
+    ["stopped", { ...run, state: "stopped", failed: true }, "interrupted", false],
+  ];
+  for (const [expected, report, context, paused] of cases) {
+    test(`${expected} when the context is ${context}: ${JSON.stringify(report)}`, () => {
+      assert.equal(shownState(report, context, paused), expected);
+    });
+  }
 });
