@@ -24,6 +24,7 @@ IGNORE = 255
 LABEL_SAMPLES = 600  # samples of a phoneme label
 LABEL_LAG = 1000  # samples by which the synthesiser's durations run behind the sound
 SILENCE = 0.0012  # root mean square under which a frame is silent, whatever its label
+LEAD, TAIL = 4, 8  # label frames of silence that an utterance keeps at its ends; the synthesiser leaves 0.3 s and more
 STYLES = ("plain", "slow", "fast", "low", "high", "real")
 MIN_SECONDS, MAX_SECONDS = 0.8, 16.0
 
@@ -32,6 +33,11 @@ def is_held_out(speaker: str) -> bool:
     """The speakers that no stage trains on: one mix in 17 (pure voices excepted), one real speaker in ten."""
     number = int(speaker.lstrip("kso"))
     return number % 10 == 3 if speaker.startswith("so") else number >= 28 and number % 17 == 5
+
+
+def spoken_classes(phonemes: str) -> list[int]:
+    """The classes of what can be heard in a string of phonemes."""
+    return [SPOKEN.index(symbol) + 1 for symbol in phonemes if symbol in SPOKEN]
 
 
 class Speech:
@@ -60,10 +66,14 @@ class Speech:
         styles = [STYLES.index((folder / "style.txt").read_text().strip()) for folder in folders]
         self.speakers = sorted({row["speaker"] for corpus in corpora for row in corpus.speakers})
         self.device = device
-        audio, labels, columns = [], [], []
+        audio = [
+            torch.zeros(LABEL_SAMPLES, dtype=torch.int16, device=device)
+        ]  # so that there is something without rows
+        labels = [torch.full((1,), IGNORE, dtype=torch.uint8)]
+        columns: list[tuple[int, ...]] = []
         self.text: list[str] = []
         self.phonemes: list[str] = []
-        base = 0
+        base = LABEL_SAMPLES
         for corpus, style in zip(corpora, styles, strict=True):
             names = [row["speaker"] for row in corpus.speakers]
             numbers = np.array([self.speakers.index(name) for name in names])
@@ -107,10 +117,23 @@ class Speech:
         self.labels = torch.cat(labels).to(device)
         frames = self.samples.view(-1, LABEL_SAMPLES)
         self.quiet = torch.cat([part.float().square().mean(1) < (SILENCE * 32768) ** 2 for part in frames.split(10**5)])
-        table = torch.tensor(columns, device=device)
+        table = torch.tensor(columns, dtype=torch.long, device=device).view(-1, 5)
         self.start, self.length, self.speaker, self.language, self.style = table.unbind(1)
+        self._trim()
         frames = self.length // HOP
         self.pitch_start = frames.cumsum(0) - frames
+
+    def _trim(self) -> None:
+        """Move every start and end nearer to the sound."""
+        frame = torch.arange(len(self.quiet), device=self.device)
+        before = torch.where(self.quiet, -1, frame).cummax(0).values
+        after = torch.where(self.quiet, len(frame), frame).flip(0).cummin(0).values.flip(0)
+        end = self.start + self.length
+        first = (after[self.start // LABEL_SAMPLES] - LEAD) * LABEL_SAMPLES
+        last = (before[(end - 1) // LABEL_SAMPLES] + 1 + TAIL) * LABEL_SAMPLES
+        shortest = int(MIN_SECONDS * SAMPLE_RATE) // 2
+        self.start = first.maximum(self.start).minimum(end - shortest)
+        self.length = (last.minimum(end) - self.start).clamp(min=shortest)
 
     def __len__(self) -> int:
         return len(self.text)

@@ -69,12 +69,13 @@ def resample(wav: Tensor, length: int) -> Tensor:
 
 
 def pitch(wav: Tensor, threshold: float = 0.2, unvoiced: float = 0.45) -> Tensor:
-    """Pitch in Hz [batch, samples // 480], 0 where unvoiced, 60 to 500 Hz, by YIN (de Cheveigne and Kawahara, 2002)."""
+    """Pitch in Hz [batch, samples // 480], 0 where unvoiced, 60 to 500 Hz, by YIN (de Cheveigne and Kawahara, 2002), at
+    the middle of each mel frame."""
     rate, window, longest, shortest = 12000, 512, 200, 24
+    before = 180  # samples at `rate` from the start of what is compared to the frame's start
     frames_out = wav.shape[1] // HOP
     low = _low_pass(resample(wav, wav.shape[1] // 2), 1100 / (rate / 2))
-    reach = (window + longest) // 2
-    low = F.pad(low, (reach, reach))
+    low = F.pad(low, (before, window + longest - before))
     hop = HOP * rate // SAMPLE_RATE
     frames = low.unfold(1, window + longest, hop)[:, :frames_out]
     frames = F.pad(frames, (0, 0, 0, frames_out - frames.shape[1]))

@@ -4,8 +4,9 @@
         --speaker-encoder speaker_encoder.pt --checkpoint flow.pt
 
 A training sequence is what the engine makes: codes of a prompt, then codes of another utterance of the same voice; the
-prompt's mel and the prompt's speaker embedding are given. The loss counts the frames after the prompt. Half of the
-batches use the chunk masks of streaming; in a fifth of the rows the conditions are dropped.
+prompt's mel and the prompt's speaker embedding are given. The loss counts the frames after the prompt. One batch in
+five has longer sequences of four utterances, so that attention knows the distances of long prompts and texts. Half of
+the batches use the chunk masks of streaming; in a fifth of the rows the conditions are dropped.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from recipes.embedded.networks import CODES
 from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, setup
 
 RATIOS = (1.0, 0.91, 1.1)  # every voice, and it played slower and faster
-LONGEST = 192  # codes of a training sequence
+LONGEST = 192  # codes of a training sequence of prompt and target
 PROMPT = (20, 100)  # codes of its prompt
+LONG, LONG_PROMPT = 448, (60, 250)  # the same of a sequence of four utterances
 
 CFM = {
     "sigma_min": 1e-06,
@@ -141,33 +143,43 @@ class Pairs:
         real = style == STYLES.index("real")
         self.weights = self.count * torch.where(real, 1.3, 1.0) * torch.where(kinds > 0, 0.4, 1.0)
 
-    def draw(self, batch: int) -> dict[str, Tensor]:
-        """A batch of `Stage.forward`'s arguments but for `streaming`."""
-        target = torch.multinomial(self.weights, batch, replacement=True)
-        other = (torch.rand(batch, device=self.device) * self.voice_size[target]).long()
-        given = self.by_voice[self.voice_first[target] + other]
-        wanted = torch.randint(*PROMPT, (batch,), device=self.device)
-        wanted = torch.where(torch.rand(batch, device=self.device) < 0.1, 0, wanted)
-        prompt = torch.minimum(wanted, self.count[given])
-        rest = torch.minimum(LONGEST - prompt, self.count[target])
-        prompt_at = (torch.rand(batch, device=self.device) * (self.count[given] - prompt + 1)).long()
-        rest_at = (torch.rand(batch, device=self.device) * (self.count[target] - rest + 1)).long()
-        position = torch.arange(LONGEST, device=self.device)
-        in_prompt = position < prompt[:, None]
-        place = torch.where(
-            in_prompt,
-            (self.start[given] + prompt_at)[:, None] + position,
-            (self.start[target] + rest_at - prompt)[:, None] + position,
-        ).clamp(0, len(self.codes) - 1)
-        inside = position < (prompt + rest)[:, None]
+    def draw(self, batch: int, *, long: bool = False) -> dict[str, Tensor]:
+        """A batch of `Stage.forward`'s arguments but for `streaming`. Sequences of crops of a prompt and a target, or
+        long ones of four whole utterances, that many fewer."""
+        longest = LONG if long else LONGEST
+        target = torch.multinomial(self.weights, batch * LONGEST // longest, replacement=True)
+        given = self._same_voice(target)
+        if long:
+            rows = torch.stack([given, target, self._same_voice(target), self._same_voice(target)], 1)
+            start, count = self.start[rows], self.count[rows]
+            prompt = torch.randint(*LONG_PROMPT, target.shape, device=self.device).minimum(count.sum(1) // 2)
+        else:
+            wanted = torch.randint(*PROMPT, target.shape, device=self.device)
+            wanted = torch.where(torch.rand(target.shape, device=self.device) < 0.1, 0, wanted)
+            prompt = torch.minimum(wanted, self.count[given])
+            count = torch.stack([prompt, torch.minimum(LONGEST - prompt, self.count[target])], 1)
+            rows = torch.stack([given, target], 1)
+            room = self.count[rows] - count + 1
+            start = self.start[rows] + (torch.rand(rows.shape, device=self.device) * room).long()
+        end = count.cumsum(1)
+        position = torch.arange(longest, device=self.device).expand(len(target), -1)
+        part = (position[:, :, None] >= end[:, None, :-1]).sum(2)
+        place = ((start - end + count).gather(1, part) + position).clamp(0, len(self.codes) - 1)
+        total = end[:, -1].clamp(max=longest)
+        inside = position < total[:, None]
         mel = self.mel.view(-1, 2, 80)[place].float() * inside[:, :, None, None]
         return {
             "codes": self.codes[place].long() * inside,
-            "count": prompt + rest,
+            "count": total,
             "prompt": prompt,
             "mel": mel.flatten(1, 2).transpose(1, 2).contiguous(),
             "embedding": self.embedding[given],
         }
+
+    def _same_voice(self, rows: Tensor) -> Tensor:
+        """An utterance of the same voice for each."""
+        other = (torch.rand(rows.shape, device=self.device) * self.voice_size[rows]).long()
+        return self.by_voice[self.voice_first[rows] + other]
 
 
 def load_pairs(arguments: argparse.Namespace, speech: Speech) -> Pairs:
@@ -180,7 +192,7 @@ def load_pairs(arguments: argparse.Namespace, speech: Speech) -> Pairs:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, time_limit=480, learning_rate=1.2e-3, batch=96)
+    add_arguments(parser, time_limit=480, learning_rate=1e-3, batch=64)
     parser.add_argument("--speech-tokenizer", type=Path, required=True, help="checkpoint of stage a")
     parser.add_argument("--speaker-encoder", type=Path, required=True, help="checkpoint of stage b")
     arguments = parser.parse_args()
@@ -195,7 +207,7 @@ def main() -> None:
         size = sum(parameter.numel() for parameter in stage.parameters())
         print(f"{pairs.count.sum() / 90000:.1f} h of codes, flow of {size / 1e6:.2f} M", flush=True)
     for step in run:
-        batch = pairs.draw(arguments.batch)
+        batch = pairs.draw(arguments.batch, long=step % 5 == 4)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             values = forward(**batch, streaming=step % 2 == 0)
         run.step(optimizer, values["loss"])

@@ -34,6 +34,7 @@ class Library:
         gain: decibels, the range from which each utterance's gain is drawn.
         distorted: share of the distortions that the tokenizer hears (`distort`); the mel stays clean.
         shift: samples at 24 kHz cut off at the start, so that the codes' frames fall elsewhere.
+        tail: samples of silence added at the end.
 
     Attributes:
         codes: int16 [all codes]; start, count: int64 [utterances], where an utterance's codes are.
@@ -50,9 +51,10 @@ class Library:
         gain: tuple[float, float] = (0.0, 0.0),
         distorted: float = 0.0,
         shift: int = 0,
+        tail: int = 0,
     ) -> None:
         device = speech.device
-        self.count = ((speech.length - shift) / ratio).long() // CODE_HOP
+        self.count = ((speech.length - shift + tail) / ratio).long() // CODE_HOP
         self.start = self.count.cumsum(0) - self.count
         total = int(self.count.sum())
         self.codes = torch.zeros(total, dtype=torch.int16, device=device)

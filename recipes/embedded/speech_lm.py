@@ -3,10 +3,12 @@
     python -m recipes.embedded.speech_lm --corpus plain slow ... --kit KIT --vocabulary CosyVoice-BlankEN \
         --speech-tokenizer speech_tokenizer.pt --checkpoint speech_lm.pt
 
-A training document is a sentence, or two sentences of one speaker (text, text, codes, codes: what a zero-shot prompt
+A training document is a sentence, or two to four sentences of one speaker (texts, then codes: what a zero-shot prompt
 makes), or a sentence after an instruction; in a fifth of them text and codes are interleaved 5 : 15 as in text
 streaming. Documents are packed into rows of LENGTH positions; they do not see each other. Beside the codes the last
-layer predicts the phoneme that each code belongs to, which teaches reading much faster than codes alone.
+layer predicts the phoneme that each code belongs to, which teaches reading much faster than codes alone. And on text
+alone, of all sentences that the kit has, its states at the text have to spell the phonemes (CTC), so that words which
+no utterance holds are read, too.
 """
 
 from __future__ import annotations
@@ -25,29 +27,33 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from cosy_engine.modules.qwen2_lm import Qwen2Encoder, Qwen2LM
-from recipes.embedded.data import CLASSES, IGNORE, STYLES, Speech
+from recipes.embedded.data import CLASSES, IGNORE, STYLES, Speech, spoken_classes
 from recipes.embedded.features import CODE_HOP
 from recipes.embedded.instructions import INSTRUCTIONS, LOUDNESS
 from recipes.embedded.library import Library, code_features, load_tokenizer, structured_embedding
 from recipes.embedded.networks import CODES
-from recipes.embedded.text_vocabulary import ROOM_FOR_MARKERS, byte_characters, read_tokenizer
+from recipes.embedded.text_vocabulary import ROOM_FOR_MARKERS, byte_characters, read_sentences, read_tokenizer
 from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, setup, world_size
 
-LENGTH = 512  # positions of a packed row
+LENGTH = 768  # positions of a packed row
 WIDTH = 384
 EOS, FILL = CODES, CODES + 2
 END_OF_PROMPT = 3  # position among the markers
+SLOTS = 8  # phonemes that a text token can be read as
+READ = 128  # sentences that are read in a step
 TEXT_VARIANTS = 4  # ways in which an English sentence is cut into pieces
-# Renderings of the corpus: they give other codes for the same sentence. The last two are for instructions.
+# Renderings of the corpus: they give other codes for the same sentence. The third is what the engine makes of a voice's
+# recording, which it trims and ends with silence, and serves as prompt only; the last two are for instructions.
 VARIANTS: tuple[dict[str, object], ...] = (
     {},
-    {"shift": 240},
-    {"shift": 480, "distorted": 0.3},
+    {"shift": 1080},
+    {"shift": 2160, "distorted": 0.3, "tail": 4800},
     {"shift": 720, "ratio": 0.96},
-    {"ratio": 1.04},
+    {"shift": 1680, "ratio": 1.04},
     {"gain": (LOUDNESS["loud"],) * 2},
     {"gain": (LOUDNESS["quiet"],) * 2},
 )
+SPOKEN_VARIANTS = (0, 1, 3, 4)
 COMMON = len(VARIANTS) - 2
 
 
@@ -112,12 +118,13 @@ def text_features(tokens: dict[str, int], readings: Path) -> Tensor:
 
 
 class Stage(nn.Module):
-    """The speech LM with its phoneme head, and a forward pass over packed rows."""
+    """The speech LM with its phoneme heads, and a forward pass over packed rows."""
 
     def __init__(self, vocabulary: Path, dropout: float = 0.1) -> None:
         super().__init__()
         self.lm = build_lm(vocabulary)
         self.phonemes = nn.Linear(WIDTH, CLASSES)
+        self.reading = nn.Linear(WIDTH, SLOTS * CLASSES)
         self.dropout = dropout
 
     def hidden(self, ids: Tensor, document: Tensor) -> Tensor:
@@ -143,7 +150,17 @@ class Stage(nn.Module):
             x = x + F.dropout(layer.mlp(layer.post_attention_layernorm(x)), self.dropout, self.training)
         return backbone.norm(x)
 
-    def forward(self, ids: Tensor, targets: Tensor, labels: Tensor, document: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        document: Tensor,
+        read: Tensor,
+        spoken: Tensor,
+        spoken_length: Tensor,
+    ) -> dict[str, Tensor]:
+        """The last three: of `Readings.draw`; the others: of `Documents`."""
         hidden = self.hidden(ids, document)
         scores = self.lm.llm_decoder(hidden).float()
         codes = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-1)
@@ -151,7 +168,16 @@ class Stage(nn.Module):
         known = (labels != IGNORE).sum().clamp(min=1)
         phonemes = F.cross_entropy(said.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum") / known
         right = ((said.argmax(2) == labels) & (labels != IGNORE)).sum() / known
-        return {"loss": codes + 0.5 * phonemes, "codes": codes, "phonemes": phonemes, "accuracy": right}
+        reading = self.read(read, spoken, spoken_length)
+        loss = codes + 0.5 * phonemes + 0.3 * reading
+        return {"loss": loss, "codes": codes, "phonemes": phonemes, "accuracy": right, "reading": reading}
+
+    def read(self, ids: Tensor, spoken: Tensor, spoken_length: Tensor) -> Tensor:
+        """CTC loss a phoneme."""
+        hidden = self.hidden(ids, torch.zeros_like(ids))[:, 1:]
+        scores = self.reading(hidden).unflatten(2, (SLOTS, -1)).flatten(1, 2).float().log_softmax(2).transpose(0, 1)
+        frames = torch.full_like(spoken_length, len(scores))
+        return F.ctc_loss(scores, spoken, frames, spoken_length, zero_infinity=True)
 
 
 def _projections(attention: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -228,6 +254,40 @@ def load_sentences(speech: Speech, tokenizer_path: Path, vocabulary: Path) -> Se
     )
 
 
+class Readings:
+    """The kit's sentences with their phonemes, drawn in batches of equally long texts."""
+
+    def __init__(self, kit: Path, vocabulary: Path, device: torch.device) -> None:
+        rows = read_sentences(kit)
+        text = [row["text"] for row in rows]
+        plain, loose = read_tokenizer(vocabulary), read_tokenizer(vocabulary, dropout=0.1)
+        encodings = [*plain.encode_batch(text), *loose.encode_batch(text)]
+        sos = plain.get_vocab_size() + ROOM_FOR_MARKERS
+        self.ids = [np.array([sos, *encoding.ids], np.int64) for encoding in encodings]
+        self.spoken = [np.array(spoken_classes(row["phonemes"]), np.int64) for row in rows] * 2
+        self.lengths = np.array([len(ids) for ids in self.ids])
+        order = self.lengths.argsort(kind="stable")
+        self.by_length = dict(zip(*_groups(self.lengths[order], order), strict=True))
+        self.generator = np.random.default_rng(0)
+        self.device = device
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """ids [count, 1 + n], phoneme classes [count, m], and how many of them there are [count], on the CPU."""
+        some = self.by_length[self.lengths[self.generator.integers(len(self.ids))]]
+        rows = self.generator.choice(some, count)
+        ids = torch.from_numpy(np.stack([self.ids[row] for row in rows]))
+        spoken = [torch.from_numpy(self.spoken[row]) for row in rows]
+        lengths = torch.tensor([len(classes) for classes in spoken])
+        spoken = nn.utils.rnn.pad_sequence(spoken, batch_first=True)
+        return ids.to(self.device), spoken.to(self.device), lengths
+
+
+def _groups(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The different `keys`, which are sorted, and the values of each."""
+    names, first = np.unique(keys, return_index=True)
+    return names, np.split(values, first[1:])
+
+
 class Documents(IterableDataset):
     """Endless packed rows of ids, targets, phoneme labels and document numbers, each [LENGTH].
 
@@ -273,12 +333,11 @@ class Documents(IterableDataset):
             if generator.random() < 0.1 and len(self.styled):
                 rows = [int(self.styled[generator.randrange(len(self.styled))])]
                 key = (int(self.sentences.speaker[rows[0]]), int(self.sentences.style[rows[0]]))
-            rows.append(generator.choice(self.groups[key]))
-        variant = generator.randrange(COMMON)
+            rows += generator.choices(self.groups[key], k=generator.choice((1, 1, 1, 2, 3)))
+        variants = [generator.randrange(COMMON) for _ in rows[1:]] + [generator.choice(SPOKEN_VARIANTS)]
         text = np.concatenate([generator.choice(self.sentences.text[row]) for row in rows])
-        codes, labels = (
-            np.concatenate(parts) for parts in zip(*(self._speech(row, variant) for row in rows), strict=True)
-        )
+        speech = [self._speech(row, variant) for row, variant in zip(rows, variants, strict=True)]
+        codes, labels = (np.concatenate(parts) for parts in zip(*speech, strict=True))
         if generator.random() < 0.2 and len(codes) > 3 * len(text) + 15:
             return self._interleaved(text, codes, labels)
         return self._whole(text, codes, labels)
@@ -289,7 +348,7 @@ class Documents(IterableDataset):
             row, variant = int(self.plain[generator.randrange(len(self.plain))]), COMMON + (style == "quiet")
         else:
             row = int(self.styled[generator.randrange(len(self.styled))])
-            style, variant = STYLES[self.sentences.style[row]], generator.randrange(COMMON)
+            style, variant = STYLES[self.sentences.style[row]], generator.choice(SPOKEN_VARIANTS)
         instruction = generator.choice(self.sentences.instructions[style])
         text = np.concatenate([instruction, generator.choice(self.sentences.text[row])])
         return self._whole(text, *self._speech(row, variant))
@@ -340,7 +399,7 @@ def perturb(ids: Tensor, first_speech: int, share: float) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, time_limit=420, learning_rate=1.5e-3, batch=96)
+    add_arguments(parser, time_limit=420, learning_rate=1.5e-3, batch=64)
     parser.add_argument("--speech-tokenizer", type=Path, required=True, help="checkpoint of stage a")
     parser.add_argument("--vocabulary", type=Path, required=True, help="folder that text_vocabulary.py wrote")
     parser.add_argument("--workers", type=int, default=8, help="processes that make documents")
@@ -364,6 +423,7 @@ def main() -> None:
     loader = DataLoader(
         Documents(sentences, seed), arguments.batch, num_workers=arguments.workers, pin_memory=device.type == "cuda"
     )
+    readings = Readings(arguments.kit, arguments.vocabulary, device)
     check_batch = next(iter(DataLoader(Documents(checks, 0), arguments.batch))) if checks else None
     if is_main():
         size = sum(parameter.numel() for parameter in stage.lm.parameters())
@@ -373,12 +433,12 @@ def main() -> None:
     for step in run:
         ids, targets, labels, document = (part.to(device, non_blocking=True) for part in next(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            values = forward(perturb(ids, first_speech, 0.08), targets, labels, document)
+            values = forward(perturb(ids, first_speech, 0.08), targets, labels, document, *readings.draw(READ))
         run.step(optimizer, values["loss"])
         average.update(step)
         run.log(**values)
         if check_batch and step % 500 == 499 and is_main():
-            report_check(stage.eval(), check_batch, device)
+            report_check(stage.eval(), [*check_batch, *readings.draw(READ)], device)
             stage.train()
 
 

@@ -122,7 +122,7 @@ def make_batch(speech: Speech, rows: Tensor, ratio: float) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, time_limit=300, learning_rate=1.5e-3, batch=192)
+    add_arguments(parser, time_limit=300, learning_rate=1.5e-3, batch=128)
     arguments = parser.parse_args()
     device = setup(arguments)
     speech = Speech(arguments.corpus, arguments.kit, device)

@@ -60,8 +60,7 @@ def is_main() -> bool:
 def adamw(parameters: Iterator[nn.Parameter], learning_rate: float, **options: object) -> torch.optim.AdamW:
     """AdamW as all stages use it; `options` go to torch."""
     settings = {"betas": (0.9, 0.98), "weight_decay": 0.01} | options
-    parameters = list(parameters)
-    return torch.optim.AdamW(parameters, learning_rate, fused=parameters[0].is_cuda, **settings)
+    return torch.optim.AdamW(parameters, learning_rate, fused=True, **settings)
 
 
 class Average:
@@ -117,8 +116,7 @@ class Run:
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.first_step = 0
         self.fraction = 0.0  # of the time limit
-        self.sums: dict[str, Tensor] = {}
-        self.logged = 0
+        self.logged: dict[str, tuple[Tensor | float, int]] = {}  # sum and count
         if self.path.exists():
             self._load()
         for module in (part for part in parts.values() if isinstance(part, nn.Module)):
@@ -146,7 +144,7 @@ class Run:
         self.save(step)
 
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Backward, average over the GPUs, clip, update."""
+        """Backward, average over the GPUs, clip, update; without an update where the gradient is not finite."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -158,15 +156,15 @@ class Run:
             sizes = [gradient.numel() for gradient in gradients]
             for gradient, average in zip(gradients, flat.split(sizes), strict=True):
                 gradient.copy_(average.view_as(gradient))
-        nn.utils.clip_grad_norm_(parameters, self.clip)
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip)
+        optimizer.found_inf = 1 - norm.isfinite().float()  # where it is 1, the fused optimizer leaves the step out
         optimizer.step()
 
     def log(self, **values: Tensor) -> None:
         """Remember values for the next progress line, which shows their means."""
         for name, value in values.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.logged += 1
+            total, count = self.logged.get(name, (0.0, 0))
+            self.logged[name] = total + value.detach().float(), count + 1
 
     def save(self, step: int) -> None:
         """Write the checkpoint; only the first process does."""
@@ -209,8 +207,8 @@ class Run:
     def _print(self, step: int, seconds: float, rate: float) -> None:
         if not is_main():
             return
-        means = {name: round(float(value) / max(1, self.logged), 4) for name, value in self.sums.items()}
-        self.sums, self.logged = {}, 0
+        means = {name: round(float(total) / count, 4) for name, (total, count) in self.logged.items()}
+        self.logged = {}
         line = {"stage": self.path.stem, "step": step, "seconds": round(seconds), "steps_a_second": round(rate, 2)}
         print(json.dumps(line | means), flush=True)
 

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cosy_engine.modules.f0_predictor import ConvRNNF0Predictor
+from cosy_engine.modules.flow_matching import euler_steps
 from cosy_engine.modules.hift import HiFTGenerator
 from recipes.embedded.data import Speech
 from recipes.embedded.discriminators import Discriminators, discriminator_loss, generator_losses
 from recipes.embedded.features import CODE_HOP, HOP, SAMPLE_RATE, log_mel, mel_24k_padded
+from recipes.embedded.flow import Stage as FlowStage
+from recipes.embedded.library import Library, load_speaker_encoder, load_tokenizer
 from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, load_average, setup
 
 FRAMES = 40  # of a training segment
@@ -75,13 +78,17 @@ class Recorded:
 class FlowMade:
     """Segments whose mel the flow has made from their codes and another utterance's prompt.
 
+    It starts from the recorded mel under noise, FIRST_STEP steps on its way: so the mel has the flow's flaws, but the
+    recording's pitch, without which the waveform would not be what the mel says.
+
     Args:
         crops: how many crops of TARGET codes to make.
     """
 
     PROMPT, TARGET = 50, 75
+    STEPS, FIRST_STEP = 10, 5
 
-    def __init__(self, speech: Speech, flow: nn.Module, library: object, crops: int, batch: int) -> None:
+    def __init__(self, speech: Speech, flow: nn.Module, library: Library, crops: int, batch: int) -> None:
         device = speech.device
         self.speech = speech
         long_enough = torch.nonzero(library.count > self.TARGET + 1)[:, 0]
@@ -96,14 +103,31 @@ class FlowMade:
         for some in torch.arange(crops, device=device).split(batch):
             given = library.start[prompts[some], None] + torch.arange(self.PROMPT, device=device)
             wanted = (library.start[rows[some]] + self.first[some])[:, None] + torch.arange(self.TARGET, device=device)
-            prompt_mel = mel[given].float().flatten(1, 2).transpose(1, 2)
-            cond = torch.nn.functional.pad(prompt_mel, (0, 2 * self.TARGET))
-            codes = library.codes[torch.cat([given, wanted], 1)].long()
-            with torch.inference_mode():
-                spks = flow.project_speaker(library.embedding[prompts[some]])
-                whole = flow.forward_chunk(codes, cond, spks, None, streaming=len(made) % 2 == 0, finalize=True)
+            place = torch.cat([given, wanted], 1)
+            recorded = mel[place].float().flatten(1, 2).transpose(1, 2)
+            spks = flow.project_speaker(library.embedding[prompts[some]])
+            whole = self._remake(flow, library.codes[place].long(), spks, recorded, streaming=len(made) % 2 == 0)
             made.append(whole[:, :, 2 * self.PROMPT :].half())
-        self.mel = torch.cat(made).clone()
+        self.mel = torch.cat(made)
+
+    @torch.no_grad()
+    def _remake(self, flow: nn.Module, codes: Tensor, spks: Tensor, recorded: Tensor, streaming: bool) -> Tensor:
+        """`recorded` [batch, 80, frames] as the flow would have it; the engine's steps from FIRST_STEP on."""
+        mu = flow.encode(flow.input_embedding(codes), None, None, streaming, None).transpose(1, 2)
+        cond = recorded.clone()
+        cond[:, :, 2 * self.PROMPT :] = 0
+        given = [torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond)]
+        steps = euler_steps(self.STEPS)[self.FIRST_STEP :]
+        x = (1 - steps[0][0]) * torch.randn_like(recorded) + steps[0][0] * recorded
+        guidance = flow.decoder.inference_cfg_rate
+        for t, dt in steps:
+            moment = torch.full((2 * len(x),), t, device=x.device)
+            velocity = flow.decoder.estimator(
+                torch.cat([x, x]), None, given[0], moment, given[1], given[2], streaming=streaming
+            )
+            guided, unguided = velocity.chunk(2)
+            x = x + dt * ((1 + guidance) * guided - guidance * unguided)
+        return x
 
     def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """As `Recorded.draw`."""
@@ -133,19 +157,18 @@ def main() -> None:
     parser.add_argument("--flow", type=Path, help="checkpoint of stage c: train on its mels too")
     parser.add_argument("--speech-tokenizer", type=Path, help="with --flow: checkpoint of stage a")
     parser.add_argument("--speaker-encoder", type=Path, help="with --flow: checkpoint of stage b")
-    parser.add_argument("--crops", type=int, default=6000, help="with --flow: three-second crops to make")
+    parser.add_argument("--crops", type=int, default=4000, help="with --flow: three-second crops to make")
     arguments = parser.parse_args()
     device = setup(arguments)
-    speech = Speech(arguments.corpus, arguments.kit, device)
+    limit = arguments.crops if arguments.flow else None  # utterances a folder; few are needed, so they load fast
+    speech = Speech(arguments.corpus, arguments.kit, device, limit=limit)
     speech.add_pitch()
     sources: list[Recorded | FlowMade] = [Recorded(speech)]
     if arguments.flow:
-        from recipes.embedded import flow, library
-
-        tokenizer = library.load_tokenizer(arguments.speech_tokenizer, device)
-        encoder = library.load_speaker_encoder(arguments.speaker_encoder, device)
-        trained = load_average(arguments.flow, flow.Stage()).flow.to(device)
-        rendering = library.Library(speech, tokenizer, encoder)
+        tokenizer = load_tokenizer(arguments.speech_tokenizer, device)
+        encoder = load_speaker_encoder(arguments.speaker_encoder, device)
+        trained = load_average(arguments.flow, FlowStage()).flow.to(device)
+        rendering = Library(speech, tokenizer, encoder)
         sources.append(FlowMade(speech, trained, rendering, arguments.crops, arguments.batch * 2))
         del trained, rendering
     model, judges = build_vocoder().to(device), Discriminators().to(device)
