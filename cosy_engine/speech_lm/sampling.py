@@ -64,11 +64,18 @@ def ras_distribution(scores: Tensor, recent: Tensor, settings: SamplingSettings)
     Returns:
         float64 [B, V], rows summing to 1. An id without any alternative keeps its probability.
     """
+    return _ras_distribution(scores, recent, settings.top_p, settings.top_k, settings.win_size * settings.tau_r)
+
+
+def _ras_distribution(
+    scores: Tensor, recent: Tensor, top_p: float | Tensor, top_k: int | Tensor, too_often: float | Tensor
+) -> Tensor:
+    """`ras_distribution` with settings that are the same for all rows, or [B, 1]; `too_often` is `win_size * tau_r`."""
     p = scores.double().softmax(dim=-1)
-    n = _nucleus(p, settings.top_p, settings.top_k)
+    n = _nucleus(p, top_p, top_k)
 
     occurrences = recent.unsqueeze(-1) == recent.unsqueeze(-2)
-    repeats = (occurrences.sum(-1) >= settings.win_size * settings.tau_r) & (recent >= 0)
+    repeats = (occurrences.sum(-1) >= too_often) & (recent >= 0)
     index = recent.clamp(min=0)
     # 1 - p loses all digits where p is nearly 1, which only the likeliest id can be: sum the others for that one.
     top = p.argmax(dim=-1, keepdim=True)
@@ -85,10 +92,12 @@ def ras_distribution(scores: Tensor, recent: Tensor, settings: SamplingSettings)
     return kept + p * (moved.sum(-1, keepdim=True) - moved).clamp(min=0)
 
 
-def _nucleus(p: Tensor, top_p: float, top_k: int) -> Tensor:
+def _nucleus(p: Tensor, top_p: float | Tensor, top_k: int | Tensor) -> Tensor:
     """Normalised nucleus distribution of `p` [B, V]: `nucleus_candidates` without a sort of the vocabulary."""
-    best = p.topk(min(top_k, p.shape[-1]), dim=-1).values
-    count = (best.cumsum(-1) - best < top_p).sum(-1, keepdim=True)
+    widest = top_k if isinstance(top_k, int) else int(top_k.max())
+    best = p.topk(min(widest, p.shape[-1]), dim=-1).values
+    place = torch.arange(best.shape[-1], device=p.device)
+    count = ((best.cumsum(-1) - best < top_p) & (place < top_k)).sum(-1, keepdim=True)
     least = best.gather(-1, count - 1)
     above, equal = p > least, p == least
     first_equal = equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True))
@@ -101,6 +110,32 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     cumulative = probabilities.cumsum(dim=-1)
     chosen = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:], right=True)
     return chosen.squeeze(-1)
+
+
+UNIFORM, TOP_P, TOP_K, TOO_OFTEN, EXCLUDED, RECENT = range(6)
+"""Columns of what `choose` takes for each row: the random number, `top_p`, `top_k`, `win_size * tau_r`, the first id
+that is excluded (as are all after it), and from `RECENT` on the last ids, in any order, -1 where there are none yet."""
+
+
+def choose(logits: Tensor, rows: Tensor) -> Tensor:
+    """Draw the next id of each row from its own settings and its own random number.
+
+    Args:
+        logits: float32 [B, V].
+        rows: float64 [B, RECENT + W].
+
+    Returns:
+        float32 [B, V + 1]: 0 for the chosen id and -inf for all others. The chosen id is V where the logits are not
+        numbers.
+    """
+    size = logits.shape[-1]
+    uniform, top_p, top_k, too_often, excluded = rows[:, :RECENT].split(1, dim=-1)
+    broken = ~logits.sum(dim=-1, keepdim=True).isfinite()
+    scores = logits.masked_fill(broken, 0.0)
+    scores = scores.masked_fill(torch.arange(size, device=logits.device) >= excluded, float("-inf"))
+    chosen = draw(_ras_distribution(scores, rows[:, RECENT:].long(), top_p, top_k, too_often), uniform.squeeze(-1))
+    chosen = torch.where(broken, size, chosen.unsqueeze(-1))
+    return logits.new_full((len(logits), size + 1), float("-inf")).scatter_(-1, chosen, 0.0)
 
 
 def uniform_numbers(generator: torch.Generator, count: int) -> Tensor:

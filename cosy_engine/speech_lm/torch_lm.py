@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -13,7 +14,10 @@ from cosy_engine.errors import EngineStoppedError
 from cosy_engine.speech_lm import decoding, upstream
 from cosy_engine.speech_lm.base import SpeechLMRequest
 from cosy_engine.speech_lm.decoding import Choose, SpeechCodeLM, Steps, TextInbox, Waiting
+from cosy_engine.speech_lm.graphed_step import GraphedStep
 from cosy_engine.speech_lm.sampling import RasSampler, ras_two_step
+
+logger = logging.getLogger(__name__)
 
 
 class _End:
@@ -65,6 +69,11 @@ class TorchSpeechLM:
         upstream_exact: bool = False,
     ) -> None:
         self._lm = lm.to(device).eval()
+        if torch.device(device).type == "cuda":
+            try:
+                lm.llm.single_step = GraphedStep(lm.llm)
+            except RuntimeError as error:
+                logger.warning("The speech LM runs without CUDA graphs and takes longer: %s", error)
         self._end_of_prompt = end_of_prompt
         self._upstream_exact = upstream_exact
         self._decoding = upstream if upstream_exact else decoding

@@ -29,6 +29,7 @@ from cosy_engine.errors import (
 from cosy_engine.speech_lm.vllm_plugin import find_vllm, register
 
 if TYPE_CHECKING:
+    from vllm import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
@@ -169,10 +170,20 @@ class VllmEngine:
             self._listeners.discard(listener)
 
     async def _ids(self, engine: AsyncLLM, generation: Generation) -> AsyncGenerator[list[int], None]:
+        prompt = {"prompt_token_ids": generation.prompt}
+        async with aclosing(engine.generate(prompt, self._sampling(generation), next(self._names))) as outputs:
+            async for output in outputs:
+                ids = list(output.outputs[0].token_ids)
+                if self._not_a_number in ids:
+                    raise _NotNumbersError
+                yield ids
+
+    def _sampling(self, generation: Generation) -> SamplingParams:
+        """Greedy, since `vllm_ras` leaves no choice."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
+        return SamplingParams(
             temperature=0.0,
             max_tokens=generation.most,
             stop_token_ids=[*generation.stop_ids, self._not_a_number],
@@ -181,14 +192,6 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA,
             extra_args=generation.extra,
         )
-        async with aclosing(
-            engine.generate({"prompt_token_ids": generation.prompt}, params, next(self._names))
-        ) as outputs:
-            async for output in outputs:
-                ids = list(output.outputs[0].token_ids)
-                if self._not_a_number in ids:
-                    raise _NotNumbersError
-                yield ids
 
     def _post(self, listener: _Listener, item: _Item) -> None:
         """Send an item to its listener; what one step of vLLM makes for one loop goes there together."""

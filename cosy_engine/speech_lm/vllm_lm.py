@@ -107,6 +107,7 @@ class VllmSpeechLM:
                 f"Text and prompt together are too long for the speech LM ({len(sequence)} tokens of {self._longest}): "
                 "shorten them, or raise max_model_len.",
                 param="text",
+                code="too_long_together",
             )
         extra = ras_argument(request.sampling, request.seed, decoded, fewest)
         return Generation(list(sequence), min(most, room), self._vocabulary.stop_ids, extra)

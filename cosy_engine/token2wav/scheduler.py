@@ -52,6 +52,7 @@ class Scheduler:
 
     def __init__(self, batch: int, device: torch.device) -> None:
         self.batch = batch
+        self._device = device
         self._given: deque[torch.cuda.Event] | None = deque() if device.type == "cuda" else None
         self._jobs: list[_Job] = []
         self._stopping = False
@@ -86,6 +87,8 @@ class Scheduler:
 
     @torch.inference_mode()
     def _work(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or self._jobs)

@@ -9,6 +9,7 @@ from cosy_engine.speech_lm.sampling import (
     GREEDY,
     RasSampler,
     SamplingSettings,
+    choose,
     draw,
     nucleus_candidates,
     ras_distribution,
@@ -111,6 +112,34 @@ def test_distribution_by_hand() -> None:
     # Nucleus {0, 1} with weights 5/8 and 3/8; 0 repeats, so its 5/8 goes to 1 and 2 as 3:2.
     got = distribution(scores_of([0.5, 0.3, 0.2]), [0], PUBLISHED)
     torch.testing.assert_close(got, torch.tensor([0, 3 / 8 + 5 / 8 * 0.6, 5 / 8 * 0.4]).double(), atol=1e-6, rtol=0)
+
+
+def test_rows_are_chosen_by_their_own_settings_and_numbers() -> None:
+    generator = torch.Generator().manual_seed(6)
+    settings = [PUBLISHED, GREEDY, SamplingSettings(0.95, 60, 4, 0.5), SamplingSettings(1.0, 3, 2, 0.1)]
+    logits = torch.randn(4, 60, generator=generator)
+    recent = logits.topk(4).indices[:, [0, 1, 0, 3]]
+    uniform = uniform_numbers(generator, 4)
+    given = torch.tensor(
+        [[u, s.top_p, s.top_k, s.win_size * s.tau_r, 57] for u, s in zip(uniform.tolist(), settings, strict=True)]
+    ).double()
+    given[:, 0] = uniform
+    logits[:, 57:] = 9.0
+    got = choose(logits, torch.cat([given, recent], dim=1))
+    allowed = logits.index_fill(1, torch.arange(57, 60), float("-inf"))
+    expected = [
+        int(draw(ras_distribution(allowed[i : i + 1], recent[i : i + 1], settings[i]), uniform[i : i + 1]))
+        for i in range(4)
+    ]
+    assert got.argmax(dim=1).tolist() == expected
+    assert got.isinf().sum(dim=1).tolist() == [60] * 4
+
+
+def test_scores_that_are_not_numbers_give_the_id_after_the_last() -> None:
+    logits = torch.zeros(3, 5)
+    logits[1, 2], logits[2, 0] = float("nan"), float("inf")
+    got = choose(logits, torch.tensor([[0.0, 0.8, 25, 1.0, 5, -1]] * 3).double())
+    assert got.argmax(dim=1).tolist() == [0, 5, 5]
 
 
 def test_batch_rows_are_independent() -> None:
