@@ -41,7 +41,7 @@ class SpectrumDiscriminator(nn.Module):
         super().__init__()
         self.n_fft, self.hop = n_fft, hop
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        width = 48
+        width = 32
         strides = ((1, 1), (2, 1), (2, 1), (2, 1), (1, 1))
         self.convs = nn.ModuleList(
             weight_norm(nn.Conv2d(width if index else 2, width, (7, 3), stride, padding=(3, 1)))

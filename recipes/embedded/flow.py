@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from recipes.embedded.data import STYLES, Speech
 from recipes.embedded.features import MEAN_MEL
 from recipes.embedded.library import Library, code_features, load_speaker_encoder, load_tokenizer, structured_embedding
 from recipes.embedded.networks import CODES
-from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, setup
+from recipes.embedded.training import Average, Differentiated, Run, adamw, add_arguments, is_main, setup
 
 RATIOS = (1.0, 0.91, 1.1)  # every voice, and it played slower and faster
 LONGEST = 192  # codes of a training sequence of prompt and target
@@ -202,15 +203,22 @@ def main() -> None:
     average = Average(stage, 0.9995)
     optimizer = adamw(stage.parameters(), arguments.learning_rate)
     run = Run(arguments, {"model": stage, "average": average, "optimizer": optimizer}, [optimizer])
-    forward = torch.compile(stage) if arguments.compile else stage
+
+    def losses(**batch: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return stage(**batch)
+
+    whole, chunked = (
+        Differentiated(partial(losses, streaming=streaming), stage, eager=arguments.eager)
+        for streaming in (False, True)
+    )
     if is_main():
         size = sum(parameter.numel() for parameter in stage.parameters())
         print(f"{pairs.count.sum() / 90000:.1f} h of codes, flow of {size / 1e6:.2f} M", flush=True)
     for step in run:
-        batch = pairs.draw(arguments.batch, long=step % 5 == 4)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            values = forward(**batch, streaming=step % 2 == 0)
-        run.step(optimizer, values["loss"])
+        long = step % 5 == 4
+        values = (whole if step % 2 else chunked)(long, **pairs.draw(arguments.batch, long=long))
+        run.step(optimizer)
         average.update(step)
         run.log(**values)
 

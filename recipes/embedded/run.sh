@@ -4,34 +4,36 @@
 #   KIT=... PACK=... REAL=so762.tar VOCABULARY=CosyVoice-BlankEN WORK=... bash recipes/embedded/run.sh
 #
 # Hours of speech can be given in the environment, and the seconds of all stages: TIMES="corpus tokenizer speaker flow lm
-# vocoder tuning". Logs are in $WORK/log. A stage that fails starts again, with the code as it is then.
+# vocoder tuning". Logs are in $WORK/log. A stage that fails starts again, with the code as it is then and without graphs.
 set -uo pipefail
 : "${KIT:?folder of the data kit}" "${PACK:?folder of Kokoro}" "${REAL:?tar of real recordings}"
 : "${VOCABULARY:?folder that text_vocabulary.py wrote}" "${WORK:?folder for corpora, checkpoints and logs}"
 gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
 case $gpus in
   1) first=0 second=0 vocoder=0 times="200 230 160 680 420 920 130" workers=${WORKERS:-5} ;;
-  2 | 3) first=0 second=0 vocoder=1 times="200 230 160 560 400 800 90" workers=${WORKERS:-8} ;;
+  2) first=0 second=0 vocoder=1 times="200 230 160 560 400 800 90" workers=${WORKERS:-8} ;;
+  3) first=0 second=1 vocoder=2 times="140 230 200 800 800 1070 110" workers=${WORKERS:-12} ;;
   *) first=0 second=1 vocoder=2,3 times="150 230 200 460 420 700 80" workers=${WORKERS:-12} ;;
 esac
 read -r t_corpus t_tokenizer t_speaker t_flow t_lm t_vocoder t_tune <<< "${TIMES:-$times}"
-hours=${HOURS:-40} style_hours=${STYLE_HOURS:-1.5}
+hours=${HOURS:-80} style_hours=${STYLE_HOURS:-1.5}
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
 mkdir -p "$WORK/log"
 say() { echo "$(date +%T) $*"; }
 make_corpus() { python3 -m recipes.embedded.make_corpus --kit "$KIT" "$@"; }
 stage() { # GPUs, seconds, stage, its arguments
-  local devices=$1 seconds=$2 name=$3 end=$((SECONDS + $2)) launch=(python3) count code
+  local devices=$1 seconds=$2 name=$3 end=$((SECONDS + $2)) launch=(python3) count code eager=""
   shift 3
   count=$(tr ',' '\n' <<< "$devices" | wc -l)
   ((count > 1)) && launch=(python3 -m torch.distributed.run --nproc-per-node "$count" --master-port $((29500 + RANDOM % 400)))
   while ((seconds > 20)); do
     say "$name begins on GPU $devices: $seconds s"
-    CUDA_VISIBLE_DEVICES=$devices "${launch[@]}" -m "recipes.embedded.$name" --kit "$KIT" --time-limit "$seconds" "$@" \
+    CUDA_VISIBLE_DEVICES=$devices "${launch[@]}" -m "recipes.embedded.$name" --kit "$KIT" --time-limit "$seconds" "$@" $eager \
       >> "$WORK/log/$name.log" 2>&1
     code=$?
     say "$name ends ($code)"
     ((code)) || break
+    eager=--eager
     sleep 3
     seconds=$((end - SECONDS))
   done
@@ -43,7 +45,7 @@ if [ ! -e "$WORK/corpora" ]; then
     --time-limit "$t_corpus" > "$WORK/log/corpus.log" 2>&1 &
   seed=10
   for style in slow fast low high; do
-    make_corpus --style $style -- --pack "$PACK" --output "$WORK/$style" --hours "$style_hours" --workers 1 \
+    CUDA_VISIBLE_DEVICES=$((seed % gpus)) make_corpus --style $style -- --pack "$PACK" --output "$WORK/$style" --hours "$style_hours" --workers 1 \
       --seed $((seed += 1)) --time-limit "$t_corpus" > "$WORK/log/corpus-$style.log" 2>&1 &
   done
   make_corpus --real "$REAL" --output "$WORK/real" > "$WORK/log/corpus-real.log" 2>&1 &

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from recipes.embedded.data import STYLES, Speech, distort, normalised_fbank
 from recipes.embedded.features import SAMPLE_RATE, resample
 from recipes.embedded.networks import SpeakerEncoder
-from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, setup
+from recipes.embedded.training import Average, Differentiated, Run, adamw, add_arguments, is_main, setup
 
 SECONDS = 3
 RATIOS = (1.0, 0.9, 1.1)
@@ -31,10 +31,11 @@ class Stage(nn.Module):
         self.encoder = SpeakerEncoder()
         self.voices = nn.Parameter(torch.randn(voices, 192))
 
-    def forward(self, fbank: Tensor, voice: Tensor, margin: float) -> dict[str, Tensor]:
+    def forward(self, fbank: Tensor, voice: Tensor, margin: Tensor) -> dict[str, Tensor]:
         embedding = self.encoder(fbank).float()
         cosine = F.normalize(embedding) @ F.normalize(self.voices).T
-        angle = cosine.clamp(-0.999, 0.999).acos() + margin * F.one_hot(voice, len(self.voices))
+        own = torch.arange(len(self.voices), device=voice.device) == voice[:, None]
+        angle = cosine.clamp(-0.999, 0.999).acos() + margin * own
         loss = F.cross_entropy(24 * angle.cos(), voice)
         return {"loss": loss, "accuracy": (cosine.argmax(1) == voice).float().mean()}
 
@@ -59,15 +60,20 @@ def main() -> None:
     average = Average(stage)
     optimizer = adamw(stage.parameters(), arguments.learning_rate)
     run = Run(arguments, {"model": stage, "average": average, "optimizer": optimizer}, [optimizer])
-    forward = torch.compile(stage) if arguments.compile else stage
+
+    def losses(**batch: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return stage(**batch)
+
+    differentiated = Differentiated(losses, stage, eager=arguments.eager)
     if is_main():
         size = sum(parameter.numel() for parameter in stage.encoder.parameters())
         print(f"{len(speech.speakers)} speakers, encoder of {size / 1e6:.2f} M", flush=True)
     for step in run:
         fbank, voice = make_batch(speech, speech.random_rows(arguments.batch, weights), step % len(RATIOS))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            values = forward(fbank, voice, 0.2 * min(1.0, 2 * run.fraction))
-        run.step(optimizer, values["loss"])
+        margin = torch.full((), 0.2 * min(1.0, 2 * run.fraction), device=device)
+        values = differentiated(fbank=fbank, voice=voice, margin=margin)
+        run.step(optimizer)
         average.update(step)
         run.log(**values)
 

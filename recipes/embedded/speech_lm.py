@@ -33,7 +33,7 @@ from recipes.embedded.instructions import INSTRUCTIONS, LOUDNESS
 from recipes.embedded.library import Library, code_features, load_tokenizer, structured_embedding
 from recipes.embedded.networks import CODES
 from recipes.embedded.text_vocabulary import ROOM_FOR_MARKERS, byte_characters, read_sentences, read_tokenizer
-from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, setup, world_size
+from recipes.embedded.training import Average, Differentiated, Run, adamw, add_arguments, is_main, setup, world_size
 
 LENGTH = 768  # positions of a packed row
 WIDTH = 384
@@ -150,17 +150,8 @@ class Stage(nn.Module):
             x = x + F.dropout(layer.mlp(layer.post_attention_layernorm(x)), self.dropout, self.training)
         return backbone.norm(x)
 
-    def forward(
-        self,
-        ids: Tensor,
-        targets: Tensor,
-        labels: Tensor,
-        document: Tensor,
-        read: Tensor,
-        spoken: Tensor,
-        spoken_length: Tensor,
-    ) -> dict[str, Tensor]:
-        """The last three: of `Readings.draw`; the others: of `Documents`."""
+    def forward(self, ids: Tensor, targets: Tensor, labels: Tensor, document: Tensor) -> dict[str, Tensor]:
+        """The losses of `Documents`."""
         hidden = self.hidden(ids, document)
         scores = self.lm.llm_decoder(hidden).float()
         codes = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-1)
@@ -168,12 +159,10 @@ class Stage(nn.Module):
         known = (labels != IGNORE).sum().clamp(min=1)
         phonemes = F.cross_entropy(said.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum") / known
         right = ((said.argmax(2) == labels) & (labels != IGNORE)).sum() / known
-        reading = self.read(read, spoken, spoken_length)
-        loss = codes + 0.5 * phonemes + 0.3 * reading
-        return {"loss": loss, "codes": codes, "phonemes": phonemes, "accuracy": right, "reading": reading}
+        return {"loss": codes + 0.5 * phonemes, "codes": codes, "phonemes": phonemes, "accuracy": right}
 
     def read(self, ids: Tensor, spoken: Tensor, spoken_length: Tensor) -> Tensor:
-        """CTC loss a phoneme."""
+        """CTC loss a phoneme of what `Readings.draw` gives."""
         hidden = self.hidden(ids, torch.zeros_like(ids))[:, 1:]
         scores = self.reading(hidden).unflatten(2, (SLOTS, -1)).flatten(1, 2).float().log_softmax(2).transpose(0, 1)
         frames = torch.full_like(spoken_length, len(scores))
@@ -418,7 +407,12 @@ def main() -> None:
     optimizer = adamw(matrices, arguments.learning_rate, weight_decay=0.05)
     optimizer.add_param_group({"params": vectors, "weight_decay": 0.0, "lr": arguments.learning_rate})
     run = Run(arguments, {"model": stage, "average": average, "optimizer": optimizer}, [optimizer])
-    forward = torch.compile(stage) if arguments.compile else stage
+
+    def losses(**batch: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return stage(**batch)
+
+    differentiated = Differentiated(losses, stage, eager=arguments.eager)
     seed = (run.first_step + arguments.seed) * world_size() + (device.index or 0)
     loader = DataLoader(
         Documents(sentences, seed), arguments.batch, num_workers=arguments.workers, pin_memory=device.type == "cuda"
@@ -432,13 +426,18 @@ def main() -> None:
     first_speech = sentences.text_size + 2
     for step in run:
         ids, targets, labels, document = (part.to(device, non_blocking=True) for part in next(batches))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            values = forward(perturb(ids, first_speech, 0.08), targets, labels, document, *readings.draw(READ))
-        run.step(optimizer, values["loss"])
+        ids = perturb(ids, first_speech, 0.08)
+        values = differentiated(ids=ids, targets=targets, labels=labels, document=document)
+        if step % 2 == 0:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                reading = stage.read(*readings.draw(READ))
+            (0.5 * reading).backward()
+            run.log(reading=reading)
+        run.step(optimizer)
         average.update(step)
         run.log(**values)
         if check_batch and step % 500 == 499 and is_main():
-            report_check(stage.eval(), [*check_batch, *readings.draw(READ)], device)
+            report_check(stage.eval(), check_batch, device)
             stage.train()
 
 

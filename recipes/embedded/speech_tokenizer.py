@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recipes.embedded.data import CLASSES, IGNORE, STYLES, Speech, distort
 from recipes.embedded.features import CODE_HOP, HOP, MEAN_MEL, mel_24k_padded, resample, whisper_log_mel
 from recipes.embedded.networks import DIGITS, ConvBlock, SpeechTokenizer
-from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, setup
+from recipes.embedded.training import Average, Differentiated, Run, adamw, add_arguments, is_main, setup
 
 SECONDS = 4
 CODES = SECONDS * 25
@@ -132,16 +132,19 @@ def main() -> None:
     average = Average(stage)
     optimizer = adamw(stage.parameters(), arguments.learning_rate)
     run = Run(arguments, {"model": stage, "average": average, "optimizer": optimizer}, [optimizer])
-    forward = torch.compile(stage) if arguments.compile else stage
+
+    def losses(**batch: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return stage(**batch)
+
+    differentiated = Differentiated(losses, stage, eager=arguments.eager)
     if is_main():
         size = sum(parameter.numel() for parameter in stage.tokenizer.parameters())
         print(f"{speech.hours:.1f} h, {len(speech)} utterances, tokenizer of {size / 1e6:.2f} M", flush=True)
     for step in run:
         ratio = 1.0 if step % 2 else float(torch.empty(()).uniform_(0.84, 1.19))
-        batch = make_batch(speech, speech.random_rows(arguments.batch, weights), ratio)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            values = forward(**batch)
-        run.step(optimizer, values["loss"])
+        values = differentiated(**make_batch(speech, speech.random_rows(arguments.batch, weights), ratio))
+        run.step(optimizer)
         average.update(step)
         run.log(**values)
 

@@ -1,5 +1,5 @@
 """What every stage's training loop needs: a clock that drives the learning rate, checkpoints, a progress line, several
-GPUs, an average of the weights.
+GPUs, CUDA graphs, an average of the weights.
 
 The learning rate follows the time spent, not the steps: a stage that is given 300 seconds warms up over the first 5 %
 and ends at zero after 300 seconds, however fast the machine is. Start with `torchrun --nproc-per-node N` for N GPUs.
@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from math import cos, pi
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, time_limit: float, learnin
     parser.add_argument("--learning-rate", type=float, default=learning_rate, help="peak; default: %(default)s")
     parser.add_argument("--batch", type=int, default=batch, help="a GPU; default: %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: about a minute, then faster steps")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -40,6 +40,7 @@ def setup(arguments: argparse.Namespace) -> torch.device:
     if arguments.device == "cuda":
         arguments.device = f"cuda:{rank}"
         torch.cuda.set_device(rank)
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be recorded
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if arguments.device.startswith("cuda") else "gloo")
     torch.manual_seed(arguments.seed * 1000 + rank)
@@ -86,12 +87,62 @@ class Average:
             value.copy_(state[name])
 
 
+class Differentiated:
+    """Calls `compute` and differentiates the `loss` among the values that it returns; gradients start from nothing.
+
+    The step of a small network is bound by launching its kernels. So on a GPU the fourth call of a kind is recorded as
+    a CUDA graph, and later ones replay it: `compute` must not look at values, its arguments have the same shapes in all
+    calls of a kind, and it begins and ends autocast itself.
+
+    Args:
+        compute: tensors by name -> values by name.
+        module: whose parameters get gradients.
+    """
+
+    EAGER_CALLS = 3
+
+    def __init__(self, compute: Callable[..., dict[str, Tensor]], module: nn.Module, *, eager: bool = False) -> None:
+        self.compute = compute
+        self.parameters = list(module.parameters())
+        self.eager = eager or self.parameters[0].device.type != "cuda"
+        self.calls: dict[Hashable, int] = {}
+        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], dict[str, Tensor], list]] = {}
+
+    def __call__(self, kind: Hashable = None, /, **given: Tensor) -> dict[str, Tensor]:
+        self.calls[kind] = self.calls.get(kind, 0) + 1
+        if self.eager or self.calls[kind] <= self.EAGER_CALLS:
+            return self._differentiate(given)
+        if kind not in self.graphs:
+            self.graphs[kind] = self._record(given)
+        graph, inputs, values, gradients = self.graphs[kind]
+        for name, value in given.items():
+            inputs[name].copy_(value)
+        graph.replay()
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return {name: value.clone() for name, value in values.items()}
+
+    def _differentiate(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        for parameter in self.parameters:
+            parameter.grad = None
+        values = self.compute(**given)
+        values["loss"].backward()
+        return {name: value.detach() for name, value in values.items()}
+
+    def _record(self, given: dict[str, Tensor]) -> tuple:
+        inputs = {name: value.clone() for name, value in given.items()}
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            values = self._differentiate(inputs)
+        return graph, inputs, values, [parameter.grad for parameter in self.parameters]
+
+
 class Run:
     """One stage's run.
 
         run = Run(arguments, {"model": model, "average": average, "optimizer": optimizer}, [optimizer])
         for step in run:
-            loss = ...
             run.step(optimizer, loss)
             run.log(loss=loss)
 
@@ -143,10 +194,8 @@ class Run:
         self._print(step, time.monotonic() - began, (step - self.first_step) / max(1e-3, time.monotonic() - began))
         self.save(step)
 
-    def step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Backward, average over the GPUs, clip, update; without an update where the gradient is not finite."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Average the gradients over the GPUs, clip, update; without an update where they are not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [parameter.grad for parameter in parameters]
         if world_size() > 1:

@@ -11,6 +11,7 @@ discriminators join. Real recordings are left out: they end at 8 kHz.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from recipes.embedded.discriminators import Discriminators, discriminator_loss, 
 from recipes.embedded.features import CODE_HOP, HOP, SAMPLE_RATE, log_mel, mel_24k_padded
 from recipes.embedded.flow import Stage as FlowStage
 from recipes.embedded.library import Library, load_speaker_encoder, load_tokenizer
-from recipes.embedded.training import Average, Run, adamw, add_arguments, is_main, load_average, setup
+from recipes.embedded.training import Average, Differentiated, Run, adamw, add_arguments, is_main, load_average, setup
 
 FRAMES = 40  # of a training segment
 MARGIN = 720  # samples of context that a mel frame needs at either side
@@ -179,36 +180,45 @@ def main() -> None:
     parts |= {"optimizer": optimizer, "judge_optimizer": judge_optimizer}
     run = Run(arguments, parts, [optimizer, judge_optimizer], warmup=0.02, clip=5.0)
     resumed = run.first_step > 0
-    decode = torch.compile(model.decode) if arguments.compile else model.decode
-    if is_main():
-        size = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{speech.hours:.1f} h, vocoder of {size / 1e6:.2f} M", flush=True)
     harmonics = HIFT["nb_harmonics"] + 1
-    for step in run:
-        drawn = [source.draw(arguments.batch // len(sources)) for source in sources]
-        mel, real, pitch = (torch.cat(values) for values in zip(*drawn, strict=True))
+
+    def losses(mel: Tensor, real: Tensor, pitch: Tensor, judged: bool) -> dict[str, Tensor]:
         said_pitch = model.f0_predictor(mel)
         pitch_loss = (said_pitch - pitch).abs().mean() / 50
-        used_pitch = said_pitch.detach() if resumed or run.fraction > MEL_ONLY else pitch
         noise = torch.randn(len(mel), FRAMES * HOP, harmonics, device=device)
-        made = decode(mel, model.m_source(used_pitch, noise=noise))
+        made = model.decode(mel, model.m_source(said_pitch.detach() if judged else pitch, noise=noise))
         spectral = spectral_loss(made, real)
-        loss = 15 * spectral + pitch_loss
-        if resumed or run.fraction > MEL_ONLY:
+        values = {"spectral": spectral, "pitch": pitch_loss, "loss": 15 * spectral + pitch_loss}
+        if judged:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 verdicts = judges(torch.cat([real, made.detach()]))
                 halves = [((s[: len(real)], [f[: len(real)] for f in fs]), (s[len(real) :], fs)) for s, fs in verdicts]
+                fixed = {name: parameter.detach() for name, parameter in judges.named_parameters()}
+                judged_made = torch.func.functional_call(judges, fixed, made)
             judge_loss = discriminator_loss([real_half for real_half, _ in halves], [half for _, half in halves])
-            run.step(judge_optimizer, judge_loss)
-            judges.requires_grad_(False)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                adversarial, features = generator_losses(judges(real), judges(made))
-            judges.requires_grad_(True)
-            loss = loss + adversarial + 4 * features
-            run.log(judges=judge_loss, adversarial=adversarial, features=features)
-        run.step(optimizer, loss)
+            adversarial, features = generator_losses([real_half for real_half, _ in halves], judged_made)
+            values |= {"judges": judge_loss, "adversarial": adversarial, "features": features}
+            values["loss"] = values["loss"] + adversarial + 4 * features + judge_loss
+        return values
+
+    both = nn.ModuleList([model, judges])
+    alone, judged = (
+        Differentiated(partial(losses, judged=value), both, eager=arguments.eager) for value in (False, True)
+    )
+    if is_main():
+        size = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{speech.hours:.1f} h, vocoder of {size / 1e6:.2f} M", flush=True)
+    for step in run:
+        drawn = [source.draw(arguments.batch // len(sources)) for source in sources]
+        mel, real, pitch = (torch.cat(values) for values in zip(*drawn, strict=True))
+        if resumed or run.fraction > MEL_ONLY:
+            values = judged(mel=mel, real=real, pitch=pitch)
+            run.step(judge_optimizer)
+        else:
+            values = alone(mel=mel, real=real, pitch=pitch)
+        run.step(optimizer)
         average.update(step)
-        run.log(loss=loss, spectral=spectral, pitch=pitch_loss)
+        run.log(**values)
 
 
 if __name__ == "__main__":

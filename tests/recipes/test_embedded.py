@@ -195,7 +195,19 @@ def test_a_step_without_finite_gradients_changes_nothing(tmp_path: Path) -> None
     arguments = SimpleNamespace(checkpoint=tmp_path / "x.pt", device=torch.device("cpu"), time_limit=100, steps=3)
     run = training.Run(arguments, {"model": layer}, [optimizer])
     before = layer.weight.detach().clone()
-    run.step(optimizer, layer(torch.full((1, 3), float("nan"))).sum())
+    differentiated = training.Differentiated(lambda x: {"loss": layer(x).sum()}, layer)
+    differentiated(x=torch.full((1, 3), float("nan")))
+    run.step(optimizer)
     assert torch.equal(layer.weight, before)
-    run.step(optimizer, layer(torch.ones(1, 3)).sum())
+    differentiated(x=torch.ones(1, 3))
+    run.step(optimizer)
     assert not torch.equal(layer.weight, before)
+
+
+def test_gradients_are_those_of_the_last_call() -> None:
+    layer = torch.nn.Linear(2, 1, bias=False)
+    differentiated = training.Differentiated(lambda x: {"loss": layer(x).sum()}, layer)
+    differentiated(x=torch.tensor([[1.0, 2.0]]))
+    values = differentiated(x=torch.tensor([[3.0, 4.0]]))
+    assert layer.weight.grad.tolist() == [[3.0, 4.0]]
+    assert not values["loss"].requires_grad
