@@ -146,7 +146,7 @@ def vllm_options(load_vllm: bool, vllm_args: str) -> dict[str, Any]:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA when there is one.
+    """`auto` is CUDA when there is one; a CUDA device has its number.
 
     Raises:
         BackendUnavailableError: the device was asked for by name and is not there.
@@ -154,15 +154,15 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise BackendUnavailableError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:1.", param="device")
-    device = torch.device(name)
+    device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailableError(
             "No CUDA device is usable here: set COSY_DEVICE=cpu, or install a CUDA build of torch.", param="device"
         )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise BackendUnavailableError(
             f"There is no device {name}: this machine has {torch.cuda.device_count()}, counted from cuda:0.",
             param="device",

@@ -132,7 +132,8 @@ class _FadingVocoder:
         if self._mel is not None:
             mel = torch.cat([self._mel, mel], dim=2)
         source = mel.new_zeros(1, 1, 0) if self._source is None else self._source
-        speech, source = self._hift.inference(mel, cache_source=source, noise=self._draw_noise(mel.shape[2] * _FRAME))
+        noise = self._draw_noise(mel.shape[2] * _FRAME).to(mel.device)
+        speech, source = self._hift.inference(mel, cache_source=source, noise=noise)
         if self._speech is not None:
             speech = _fade_in(speech, self._speech)
         if finalize:
