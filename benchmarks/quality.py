@@ -8,6 +8,7 @@ folders hold.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import csv
 import hashlib
 import itertools
@@ -19,10 +20,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -153,7 +155,11 @@ class ModelJudge:
     """The evaluation models, together."""
 
     def __init__(self, models: Path) -> None:
-        self._listener, self._likeness = Listener(models, os.cpu_count() or 1), Likeness()
+        self._models, self._likeness = models, Likeness()
+
+    @cached_property
+    def _listener(self) -> Listener:
+        return Listener(self._models, threads=1)
 
     def listen(self, samples: np.ndarray, rate: int, sentence: Sentence) -> Heard:
         return self._listener(samples, rate, sentence.text, sentence.language)
@@ -443,6 +449,44 @@ def machine() -> dict[str, Any]:
     return {"cpu": name, "cores": os.cpu_count(), "torch": torch.__version__}
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be spoken and judged.
+
+    Attributes:
+        folders: with the prompts of unseen and of real voices, by part.
+        seed: of the first sentence; the next has the next.
+    """
+
+    parts: list[str]
+    sentences: list[Sentence]
+    folders: dict[str, Path | None]
+    seed: int
+
+    def jobs(self, engine: Engine) -> tuple[list[Job], dict[str, str]]:
+        """Everything but the speed, the same for every engine of a model; and why parts have nothing."""
+        speakers = {
+            part: read_speakers(engine, self.folders[part]) for part in ("unseen", "real") if part in self.parts
+        }
+        speakers |= dict.fromkeys(("builtin", "streaming", "instruct"), builtin_speakers(engine))
+        phrases = engine.frontend.instructions.phrases if engine.frontend.instructions else INSTRUCTIONS
+        why_not = {part: NO_VOICES for part in self.parts if not speakers.get(part, part)}
+        why_not |= {part: f"no folder was given: --{part}" for part, folder in self.folders.items() if folder is None}
+        if "builtin" not in self.parts:
+            why_not["streaming"] = "needs the part builtin in the same run"
+        spoken = [part for part in self.parts if part != "speed"]
+        return [job for part in spoken for job in plan(part, self.sentences, speakers[part], phrases)], why_not
+
+
+Made = tuple[Result, np.ndarray]
+"""What became of a job, and the sound itself."""
+
+
+def perform(engine: Engine, judge: Judge, job: Job, seed: int) -> Made:
+    samples = asyncio.run(speak(engine, job, seed))
+    return examine(job, samples, engine.model.sample_rate, judge), samples
+
+
 def evaluate(
     engine: Engine,
     judge: Judge,
@@ -451,36 +495,80 @@ def evaluate(
     folders: dict[str, Path | None],
     seed: int,
     keep: Path | None = None,
+    perform_all: Callable[[list[Job]], Iterator[Made]] | None = None,
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Speak and judge all parts but the speed. Gives the scores, and why parts have none.
 
     Args:
         folders: with the prompts of unseen and of real voices.
         keep: a folder for every sound, by part, each with results.jsonl: what was measured on them.
+        perform_all: does the jobs, in their order; by default one after the other, here.
     """
-    speakers = {part: read_speakers(engine, folders[part]) for part in ("unseen", "real") if part in parts}
-    speakers |= dict.fromkeys(("builtin", "streaming", "instruct"), builtin_speakers(engine))
-    phrases = engine.frontend.instructions.phrases if engine.frontend.instructions else INSTRUCTIONS
-    why_not = {part: NO_VOICES for part in parts if not speakers.get(part, part)}
-    why_not |= {part: f"no folder was given: --{part}" for part, folder in folders.items() if folder is None}
-    if "builtin" not in parts:
-        why_not["streaming"] = "needs the part builtin in the same run"
-    spoken = [part for part in parts if part != "speed"]
-    jobs = [job for part in spoken for job in plan(part, sentences, speakers[part], phrases)]
+    jobs, why_not = Task(parts, sentences, folders, seed).jobs(engine)
     recorded = {path: load_audio(path) for path in {job.speaker.recording for job in jobs} - {None}}
     recordings = {path: judge.voice(sound.samples, sound.sample_rate) for path, sound in recorded.items()}
-    rate, results = engine.model.sample_rate, []
+    if keep is not None:
+        for part in parts:
+            (keep / part / RESULTS).unlink(missing_ok=True)
+    done = perform_all(jobs) if perform_all else (perform(engine, judge, job, seed) for job in jobs)
+    results = []
     with _progress() as progress:
-        for part in spoken:
-            mine = [job for job in jobs if job.part == part]
+        bars = {
+            part: progress.add_task(part, total=len(list(mine))) for part, mine in itertools.groupby(jobs, _part_of)
+        }
+        for result, samples in done:
+            results.append(result)
+            progress.advance(bars[result.job.part])
             if keep is not None:
-                (keep / part / RESULTS).unlink(missing_ok=True)
-            for job in progress.track(mine, description=part):
-                samples = asyncio.run(speak(engine, job, seed))
-                results.append(examine(job, samples, rate, judge))
-                if keep is not None:
-                    _write(keep, results[-1], samples, rate)
+                _write(keep, result, samples, engine.model.sample_rate)
     return summarise(results, recordings), why_not
+
+
+def _part_of(job: Job) -> str:
+    return job.part
+
+
+class Workers:
+    """Processes that do jobs at the same time, each on one core with a model and a judge of its own.
+
+    Used as a context; what comes out does not depend on how many there are.
+    """
+
+    def __init__(self, count: int, directory: Path, models: Path, task: Task) -> None:
+        arguments = directory, models, task
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(count, spawn, initializer=_Worker.start, initargs=arguments)
+
+    def __enter__(self) -> Callable[[list[Job]], Iterator[Made]]:
+        return self._perform_all
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _perform_all(self, jobs: list[Job]) -> Iterator[Made]:
+        for job, (result, samples) in zip(jobs, self._pool.map(_Worker.perform, range(len(jobs))), strict=True):
+            yield replace(result, job=job), samples
+
+
+class _Worker:
+    """One of the processes. Jobs are known by their number, as voices are large."""
+
+    def __init__(self, directory: Path, models: Path, task: Task) -> None:
+        torch.set_num_threads(1)
+        self.context = loaded(directory)
+        self.engine, self.judge, self.seed = self.context.__enter__(), ModelJudge(models), task.seed
+        atexit.register(self.context.__exit__, None, None, None)
+        self.jobs, _ = task.jobs(self.engine)
+
+    @classmethod
+    def start(cls, *arguments: Any) -> None:
+        cls.one = cls(*arguments)
+
+    @classmethod
+    def perform(cls, number: int) -> Made:
+        one = cls.one
+        result, samples = perform(one.engine, one.judge, one.jobs[number], one.seed)
+        return replace(result, job=None), samples
 
 
 def _progress() -> Progress:
@@ -508,8 +596,9 @@ def judged(
     parts: list[str],
     seed: int,
     keep: Path | None,
+    workers: int,
 ) -> dict[str, Any]:
-    """The whole report. `models` are needed for every part but the speed.
+    """The whole report. `models` are needed for every part but the speed, which has the machine for itself.
 
     Raises:
         CosyError: the model cannot be loaded, or a recording cannot be used.
@@ -527,8 +616,9 @@ def judged(
         values = measure_speed(directory, spoken, seed)
         why_not["speed"] = NO_VOICES
     if models is not None and parts != ["speed"]:
-        with loaded(directory) as engine:
-            scores, missing = evaluate(engine, ModelJudge(models), parts, spoken, folders, seed, keep)
+        task = parts, spoken, folders, seed
+        with loaded(directory) as engine, Workers(workers, directory, models, Task(*task)) as perform_all:
+            scores, missing = evaluate(engine, ModelJudge(models), *task, keep, perform_all)
         values |= scores
         why_not = missing | why_not
     return {
@@ -557,6 +647,9 @@ def main(
     parts: Annotated[str, typer.Option(help="What to measure.")] = ",".join(PARTS),
     seed: Annotated[int, typer.Option(help="Of the first sentence; the next has the next.")] = 0,
     keep: Annotated[Path | None, typer.Option(help="Keep every sound there, with what was heard.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that speak and judge. [default: one a core, at most 8]")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report there too; scores of other parts stay in it.")
     ] = None,
@@ -570,9 +663,11 @@ def main(
     for folder in filter(None, (unseen, real)):
         if not (folder / "prompts.tsv").is_file():
             raise typer.BadParameter(f"there is no {folder / 'prompts.tsv'} (file, name, text)")
+    folders = {"unseen": unseen, "real": real}
+    workers = workers or min(os.cpu_count() or 1, 8)
     try:
         with redirect_stdout(sys.stderr):
-            result = judged(models, model_dir, {"unseen": unseen, "real": real}, sentences, chosen, seed, keep)
+            result = judged(models, model_dir, folders, sentences, chosen, seed, keep, workers)
     except CosyError as error:
         raise SystemExit(error.message) from error
     if json_file is not None and json_file.is_file():

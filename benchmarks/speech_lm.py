@@ -86,7 +86,7 @@ def main(
             return VllmSpeechLM(lm, Path(export), settings.model_copy(update={"args": settings.args | (args or {})}))
 
         def on_torch() -> SpeechLM:
-            return TorchSpeechLM(lm.to(where, torch.float16 if fp16 else torch.float32))
+            return TorchSpeechLM(lm.to(dtype=torch.float16 if fp16 else torch.float32), where)
 
         for name, start in {"vllm": on_vllm, "vllm, plain": lambda: on_vllm(PLAIN), "torch": on_torch}.items():
             began = time.perf_counter()
