@@ -340,11 +340,17 @@ class Engine:
                 urgency = partial(_urgency, request, timings, submitted)
                 async with aclosing(self._vocode(session, stream, timings, submitted, urgency)) as sounds:
                     async for samples in sounds:
+                        if session.done and request.mode != "vc":
+                            samples = np.pad(samples, (0, self._pause(request)))
                         yield AudioChunk(samples, self.model.sample_rate, index, piece, len(pieces), seed)
                         index += 1
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
+
+    def _pause(self, request: SynthesisRequest) -> int:
+        """Samples of silence after a piece of text."""
+        return round(self.model.pause * self.model.sample_rate / request.speed)
 
     async def _vocode(
         self,

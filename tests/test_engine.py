@@ -123,6 +123,24 @@ async def test_long_text_comes_piece_by_piece_in_order(engine: Engine, prompt: P
     assert set(pieces) == set(range(max(pieces) + 1)) and len(set(pieces)) > 1
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_model_may_want_a_pause_after_each_piece(
+    engine: Engine, prompt: Prompt, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pieces() -> list[np.ndarray]:
+        request = SynthesisRequest(TEXT * 8, prompt=prompt, seed=3, stream=stream)
+        chunks = [chunk async for chunk in engine.synthesize(request)]
+        count = chunks[0].pieces
+        return [np.concatenate([chunk.samples for chunk in chunks if chunk.piece == piece]) for piece in range(count)]
+
+    plain = await pieces()
+    monkeypatch.setattr(engine.model, "pause", 0.25)
+    paused = await pieces()
+    assert len(plain) == len(paused) > 1
+    for before, after in zip(plain, paused, strict=True):
+        np.testing.assert_array_equal(after, np.pad(before, (0, engine.model.sample_rate // 4)))
+
+
 async def test_text_may_arrive_piece_by_piece(engine: Engine, prompt: Prompt) -> None:
     async def words() -> AsyncIterator[str]:
         for word in TEXT.split():

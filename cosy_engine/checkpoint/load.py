@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TEXT_FILES = tuple(f"{TEXT_MODEL}/{name}" for name in ("config.json", "vocab.json", "merges.txt"))
+_LONGEST_PAUSE = 5.0  # seconds
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -35,6 +37,7 @@ class CosyVoiceModel:
 
     Attributes:
         sampling: the speech LM's published sampling.
+        pause: seconds of silence after a piece of text, for a model that ends with its last sound.
         allowed_special: which markers of the text are kept ("all" in the published files).
         tokenizer_dir, speech_tokenizer_path, speaker_encoder_path: what the front end needs.
         fingerprint: what a voice is tied to; equal when the name and both ONNX models are.
@@ -49,6 +52,7 @@ class CosyVoiceModel:
     hift: nn.Module
     mel: MelSettings
     sampling: SamplingSettings
+    pause: float
     allowed_special: str
     tokenizer_dir: Path
     speech_tokenizer_path: Path
@@ -98,6 +102,7 @@ def load_model(
         hift=hift,
         mel=mel,
         sampling=sampling,
+        pause=_pause(config),
         allowed_special=config.get("allowed_special", "all"),
         tokenizer_dir=directory / TEXT_MODEL,
         speech_tokenizer_path=directory / SPEECH_TOKENIZERS[name],
@@ -106,6 +111,15 @@ def load_model(
         device=device,
         dtype=dtype,
     )
+
+
+def _pause(config: Mapping[str, Any]) -> float:
+    pause = config.get("pause_after_text", 0.0)
+    if isinstance(pause, bool) or not isinstance(pause, int | float) or not 0 <= pause <= _LONGEST_PAUSE:
+        raise ModelDirectoryError(
+            f"pause_after_text is {pause!r}; it must be a number of seconds from 0 to {_LONGEST_PAUSE:.0f}."
+        )
+    return float(pause)
 
 
 def load_speech_lm(directory: Path) -> Qwen2LM | CosyVoice3LM:

@@ -32,6 +32,7 @@ from recipes.embedded.training import load_average
 
 TEXT_MODEL = "CosyVoice-BlankEN"
 SAMPLING = {"top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.8}  # silence repeats one code eight times in ten
+PAUSE = 0.3  # seconds; the training cuts the silence after a sentence (data.py), so that the first sound comes soon
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 SMALL = 1000  # ONNX constants with fewer values stay float32
 
@@ -50,6 +51,7 @@ def configuration(text_width: int) -> str:
         "token_mel_ratio: 2",
         "chunk_size: 25",
         "num_decoding_left_chunks: -1",
+        f"pause_after_text: {PAUSE}",
         "",
         "llm: !new:cosyvoice.llm.llm.Qwen2LM",
         *_options(

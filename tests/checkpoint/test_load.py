@@ -140,6 +140,14 @@ def test_settings_that_make_no_sense_are_an_error(directory: Path, section: str)
         load_model(directory)
 
 
+@pytest.mark.parametrize("pause", ["-1", "3600", "true", "soon"])
+def test_a_pause_that_makes_no_sense_is_an_error(directory: Path, pause: str) -> None:
+    with (directory / "cosyvoice2.yaml").open("a") as file:
+        file.write(f"\npause_after_text: {pause}\n")
+    with pytest.raises(ModelDirectoryError, match="pause_after_text"):
+        load_model(directory)
+
+
 def test_a_configuration_with_a_call_is_refused_and_nothing_runs(directory: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     with (directory / "cosyvoice2.yaml").open("a") as file:
