@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
 from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
-from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
+from cosy_engine.token2wav.work import Encode, EulerSteps, Making, Vocode
 
 PROMPT, ENCODER, HOST = "voice (once)", "flow encoder", "host"
 LM = "speech LM"
-WORK = {EulerSteps: "estimator, 10 steps", Vocode: "vocoder"}
-PARTS = (LM, PROMPT, ENCODER, *WORK.values(), HOST)
+WORK = {Encode: ENCODER, EulerSteps: "estimator, 10 steps", Vocode: "vocoder"}
+PARTS = (LM, PROMPT, *WORK.values(), HOST)
 _BEFORE = 3  # seconds of speech before the chunks in the middle of a stream
 _HOPS = HopSettings(token_hop_len_first=_BEFORE * TOKENS_PER_SECOND, token_max_hop_len=25)
 _LM_ROUNDS = 3
@@ -148,10 +148,7 @@ def _medians(chunk: Callable[[int, Stopwatch], None], device: torch.device, roun
 
 def _drive(makings: Sequence[Making[Any]], watch: Stopwatch) -> None:
     """Drive generators that do equal work to their ends, all in one batch, and fetch their sound."""
-    works = []
-    for making in makings:
-        with watch.part(ENCODER):
-            works.append(next(making, None))
+    works = [next(making, None) for making in makings]
     while works[0] is not None:
         kind = type(works[0])
         while not works[0].done:
@@ -160,7 +157,8 @@ def _drive(makings: Sequence[Making[Any]], watch: Stopwatch) -> None:
         if kind is Vocode:
             for work in works:
                 work.sound.cpu()
-        works = [next(making, None) for making in makings]
+        with watch.part(ENCODER) if kind is Encode else nullcontext():
+            works = [next(making, None) for making in makings]
 
 
 async def _lm_seconds(

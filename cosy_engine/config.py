@@ -68,7 +68,7 @@ class HopSettings(_Settings):
     """How many speech tokens become audio at a time. They belong to a request, not to the model."""
 
     token_hop_len_first: int | None = Field(
-        None, ge=1, description="tokens in the first chunk of a stream; by default 22, a mask chunk less the look-ahead"
+        None, ge=1, description="tokens in the first chunk of a stream; by default 22, on a GPU fewer: see hops.py"
     )
     token_hop_len: int = Field(25, ge=1, description="tokens in a chunk after that")
     token_max_hop_len: int = Field(100, ge=1, description="the hop stops growing here")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cosy_engine.modules.key_values import KeyValues
 from cosy_engine.modules.streaming import State
@@ -20,26 +20,33 @@ class PaddedPast:
     Attributes:
         keys, values: `[B, heads, width, d]`: a row's past, room up to position `capacity`, the new positions, room.
         lengths: int64 `[B]`, the past positions of each row.
+        counts: int64 `[B]`, how many of the new positions are no padding.
+        chunk: length of a chunk of the new positions.
     """
 
     keys: Tensor
     values: Tensor
     lengths: Tensor
+    counts: Tensor
     capacity: int
+    chunk: int
 
-    def append(self, key: Tensor, value: Tensor) -> None:
-        """The new positions, `[B, heads, new, d]` each; the past stays as it is."""
+    def mask(self, new: int) -> Tensor | None:
+        """What `attend` wants of the layers' masks, which are alike: `[B, 1, new, width]`, which keys are seen."""
+        device = self.lengths.device
+        before = torch.arange(self.capacity, device=device) < self.lengths[:, None]
+        seen = (torch.arange(new, device=device) < self.counts[:, None])[:, None, None]
+        if new > self.chunk:
+            seen = seen & _chunk_mask(new, self.chunk, device)
+        mask = torch.cat([before[:, None, None].expand(-1, -1, new, -1), seen.expand(-1, -1, new, -1)], dim=3)
+        return F.pad(mask, (0, self.keys.shape[2] - mask.shape[3]))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention to the past and to the new positions, which are written behind the past's room."""
         end = self.capacity + key.shape[2]
         self.keys[:, :, self.capacity : end] = key
         self.values[:, :, self.capacity : end] = value
-
-    def mask(self, seen: Tensor) -> Tensor:
-        """`[B, 1, new, width]` from which of the new positions see which, `[B or 1, 1, new or 1, new]`."""
-        batch, new = len(self.lengths), seen.shape[3]
-        before = torch.arange(self.capacity, device=seen.device) < self.lengths[:, None]
-        before = before[:, None, None].expand(-1, -1, new, -1)
-        mask = torch.cat([before, seen.expand(batch, 1, new, new)], dim=3)
-        return F.pad(mask, (0, self.keys.shape[2] - mask.shape[3]))
+        return F.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=mask)
 
 
 def attention_masks(
@@ -52,20 +59,23 @@ def attention_masks(
     So a chunk is final once it has been fed, and what is fed at a time begins a chunk.
 
     Args:
-        pasts: positions fed before, of each stream, as `past_lengths` tells.
+        pasts: positions fed before, of each stream, as `past_lengths` tells; a `PaddedPast` knows all of it.
         new: positions fed now.
         chunk: length of a chunk; 0 means no chunks, every position sees every key.
         valid: `[B, 1, new]`, nonzero where a new position is not padding. Padding is hidden as key only.
     """
+    if isinstance(pasts, PaddedPast):
+        return [pasts.mask(new)]
     seen = None
     if chunk and (torch.compiler.is_exporting() or new > chunk):  # an exported graph serves every length
-        position = torch.arange(new, device=device)
-        seen = (position < ((position // chunk + 1) * chunk)[:, None])[None, None]
-    if isinstance(pasts, PaddedPast):
-        everything = torch.ones(1, 1, 1, new, dtype=torch.bool, device=device)
-        return [pasts.mask(_both(_both(everything, seen), None if valid is None else valid.bool()[:, None]))]
+        seen = _chunk_mask(new, chunk, device)
     rows = [None] * len(pasts) if valid is None else rows_of(valid.bool()[:, None], len(pasts))
     return [_with_past(_both(seen, own), past) for past, own in zip(pasts, rows, strict=True)]
+
+
+def _chunk_mask(new: int, chunk: int, device: torch.device) -> Tensor:
+    position = torch.arange(new, device=device)
+    return (position < ((position // chunk + 1) * chunk)[:, None])[None, None]
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -139,6 +149,76 @@ def attend(
     attended = []
     rows = zip(*(rows_of(tensor, len(streams)) for tensor in (query, key, value)), masks, streams, strict=True)
     for query, key, value, mask, past in rows:
-        past.append(key, value)
-        attended.append(F.scaled_dot_product_attention(query, past.keys, past.values, attn_mask=mask))
+        attended.append(past.attend(query, key, value, mask))
     return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+def extend_pasts(pasts: Sequence[KeyValues], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values of a batch's streams with the new ones, `[B, heads, longest, d]` each.
+
+    All end with the new positions, so that distances are alike; a shorter past begins with zeros.
+    """
+    for past, own_key, own_value in zip(pasts, rows_of(key, len(pasts)), rows_of(value, len(pasts)), strict=True):
+        past.append(own_key, own_value)
+    if len(pasts) == 1:
+        return pasts[0].keys, pasts[0].values
+    longest = max(past.length for past in pasts)
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.pad(part, (0, 0, longest - part.shape[2], 0)) for part in parts])
+
+    return joined([past.keys for past in pasts]), joined([past.values for past in pasts])
+
+
+def join_masks(masks: Sequence[Tensor | None], pasts: Sequence[int], xs: Tensor) -> Tensor | None:
+    """One mask for what `extend_pasts` gives, from the streams' own; `xs [B, new, ...]` is what is fed."""
+    longest, new = max(pasts), xs.shape[1]
+    if len(masks) == 1 or min(pasts) == longest and masks[0] is None:
+        return masks[0]
+    rows = xs.shape[0] // len(pasts)
+    joined = []
+    for mask, past in zip(masks, pasts, strict=True):
+        mask = torch.ones(1, 1, 1, past + new, dtype=torch.bool, device=xs.device) if mask is None else mask
+        joined.append(F.pad(mask, (longest - past, 0), value=False).expand(rows, -1, new, -1))
+    return torch.cat(joined)
+
+
+class SelfAttention(nn.Module):
+    """The projections of a multi-head self-attention layer. State: see `no_past`."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float, *, bias: bool) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.to_q = nn.Linear(dim, heads * head_dim, bias=bias)
+        self.to_k = nn.Linear(dim, heads * head_dim, bias=bias)
+        self.to_v = nn.Linear(dim, heads * head_dim, bias=bias)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, dim), nn.Dropout(dropout))
+        self._joint: tuple[Tensor, Tensor | None] | None = None
+
+    def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
+        return no_past(batch_size, self.heads, self.head_dim, device, dtype)
+
+    def join_projections(self) -> None:
+        """Lay the three projections' weights side by side, so that they are one product of matrices from now on."""
+        layers = (self.to_q, self.to_k, self.to_v)
+        weight, bias = (
+            None if parts[0] is None else torch.cat([part.data for part in parts])
+            for parts in ([layer.weight for layer in layers], [layer.bias for layer in layers])
+        )
+        for index, layer in enumerate(layers):
+            layer.weight.data = weight.chunk(3)[index]
+            if bias is not None:
+                layer.bias.data = bias.chunk(3)[index]
+        self._joint = weight, bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelfAttention:
+        self._joint = None  # the weights are about to be others
+        return super()._apply(fn, recurse)
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """Query, key and value, `[B, heads, T, d]` each, of `x [B, T, dim]`."""
+        if self._joint is None:
+            projected = [layer(x) for layer in (self.to_q, self.to_k, self.to_v)]
+        else:
+            projected = F.linear(x, *self._joint).chunk(3, dim=2)
+        return [split_heads(part, self.heads) for part in projected]

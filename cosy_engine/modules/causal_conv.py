@@ -1,36 +1,75 @@
-"""A convolution over time that never looks ahead."""
+"""A convolution over time that never looks ahead, for the two orders of a sequence's axes."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosy_engine.modules.streaming import State
 
 
-class CausalConv1d(nn.Conv1d):
+class _CausalConv(nn.Conv1d):
     """`nn.Conv1d` with stride 1 whose output frame i sees the input frames i-kernel_size+1 ... i.
 
-    State: `tail [B, in_channels, kernel_size-1]`, the last input frames; zeros before the first. If there is a
-    `count [B]` too, only so many of the frames fed are no padding.
+    State: `tail`, the last kernel_size-1 input frames; zeros before the first. If there is a `next_tail
+    [B, kernel_size-1]` too, the frames fed end in padding, and it says which of the tail and the frames fed are the
+    next tail.
     """
+
+    time_axis: int
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel_size, groups=groups)
 
     def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
-        shape = (batch_size, self.in_channels, self.kernel_size[0] - 1)
+        shape = [batch_size, self.in_channels, self.in_channels]
+        shape[self.time_axis] = self.kernel_size[0] - 1
         return {"tail": torch.zeros(shape, device=device, dtype=dtype)}
 
-    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        """`[B, in_channels, T]` -> `[B, out_channels, T]`."""
-        batch, channels, frames = x.shape
-        tail = x.new_zeros(batch, channels, self.kernel_size[0] - 1) if state is None else state["tail"]
-        x = torch.cat([tail, x], dim=2)
-        if state is not None:  # a view would keep all of x alive
-            state["tail"] = x[:, :, frames:].clone() if "count" not in state else self._last(x, state["count"])
-        return super().forward(x)
+    def _after_tail(self, x: Tensor, state: State | None) -> Tensor:
+        """The tail and `x` behind it; the state's tail becomes the next one."""
+        axis, frames, width = self.time_axis, x.shape[self.time_axis], self.kernel_size[0] - 1
+        if state is None:
+            return F.pad(x, (0, 0) * (2 - axis) + (width, 0))
+        x = torch.cat([state["tail"], x], dim=axis)
+        if "next_tail" in state:
+            state["tail"] = torch.take_along_dim(x, state["next_tail"].unsqueeze(3 - axis), dim=axis)
+        else:
+            state["tail"] = x.narrow(axis, frames, width).clone()  # a view would keep all of x alive
+        return x
 
-    def _last(self, x: Tensor, count: Tensor) -> Tensor:
-        index = count[:, None, None] + torch.arange(self.kernel_size[0] - 1, device=x.device)
-        return x.gather(2, index.expand(-1, x.shape[1], -1))
+
+class CausalConv1d(_CausalConv):
+    """`[B, in_channels, T]` -> `[B, out_channels, T]`; `tail [B, in_channels, kernel_size-1]`."""
+
+    time_axis = 2
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return super().forward(self._after_tail(x, state))
+
+
+class CausalFrameConv1d(_CausalConv):
+    """The same for `[B, T, in_channels]` -> `[B, T, out_channels]`; `tail [B, kernel_size-1, in_channels]`.
+
+    Each frame is laid out beside those before it, so that all is one product of matrices: for a narrow kernel.
+    """
+
+    time_axis = 1
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        x = self._after_tail(x, state)
+        if torch.compiler.is_exporting():  # whatever runs the graph knows convolutions
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        seen = x.unfold(1, self.kernel_size[0], 1)  # [B, T, in_channels, kernel_size]
+        return F.linear(seen.flatten(2), self.weight.flatten(1), self.bias)
+
+
+class FrameLinear(nn.Conv1d):
+    """A convolution over one frame, for `[B, T, in_channels]` -> `[B, T, out_channels]`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.flatten(1), self.bias)

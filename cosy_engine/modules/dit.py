@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosy_engine.modules.attention import (
+    SelfAttention,
     attend,
     attention_masks,
     merge_heads,
-    no_past,
     past_lengths,
     past_positions,
-    split_heads,
 )
 from cosy_engine.modules.causal_conv import CausalConv1d
 from cosy_engine.modules.child_state import child_state
@@ -81,41 +80,38 @@ class RotaryEmbedding(nn.Module):
         return self
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, `[B, new, dim/2]` each, of the positions `[B, new]`."""
+        """What a channel, and what the other one of its pair, is multiplied by: `[B, new, dim]` each.
+
+        The positions are `[B, new]`.
+        """
         angle = positions[:, :, None] * self.inv_freq
-        return angle.cos(), angle.sin()
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack([cos, cos], dim=3).flatten(2), torch.stack([-sin, sin], dim=3).flatten(2)
 
 
-def rotate_first_head(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the channel pairs (0, 1), (2, 3), ... of head 0 in `x [B, heads, T, d]`; the other heads stay.
+def rotate_first_heads(query: Tensor, key: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Rotates the channel pairs (0, 1), (2, 3), ... of head 0 of both `[B, heads, T, d]`; the other heads stay.
 
     The public models were trained so: their rotation comes before the split into heads.
     """
-    cos, sin = (part.to(x.dtype) for part in rotation)
-    even, odd = x[:, 0, :, 0::2], x[:, 0, :, 1::2]
-    rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=3).flatten(2)
-    return torch.cat([rotated[:, None], x[:, 1:]], dim=1)
+    own, other = (part[:, None].to(query.dtype) for part in rotation)
+    first = torch.cat([query[:, :1], key[:, :1]], dim=1)
+    swapped = torch.stack([first[..., 1::2], first[..., 0::2]], dim=4).flatten(3)
+    rotated = first * own + swapped * other
+    return torch.cat([rotated[:, :1], query[:, 1:]], dim=1), torch.cat([rotated[:, 1:], key[:, 1:]], dim=1)
 
 
-class Attention(nn.Module):
+class Attention(SelfAttention):
     """Multi-head self-attention. State: see `no_past`; the keys are kept rotated."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.head_dim = heads, head_dim
-        self.to_q = nn.Linear(dim, heads * head_dim)
-        self.to_k = nn.Linear(dim, heads * head_dim)
-        self.to_v = nn.Linear(dim, heads * head_dim)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, dim), nn.Dropout(dropout))
-
-    def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
-        return no_past(batch_size, self.heads, self.head_dim, device, dtype)
+        super().__init__(dim, heads, head_dim, dropout, bias=True)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], masks: Sequence[Tensor | None], state: State | None = None
     ) -> Tensor:
-        query, key, value = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
-        query, key = rotate_first_head(query, rotation), rotate_first_head(key, rotation)
+        query, key, value = self.project(x)
+        query, key = rotate_first_heads(query, key, rotation)
         return self.to_out(merge_heads(attend(query, key, value, masks, state)))
 
 
@@ -238,6 +234,7 @@ class DiT(nn.Module):
         inputs = torch.cat([x, cond, mu, spks[:, :, None].expand(-1, -1, frames)], dim=1)
         x = self.input_embed(inputs.transpose(1, 2), child_state(state, "input_embed"))
         rotation = self.rotary_embed(past_positions(pasts, frames, x.shape[0], x.device))
+        rotation = rotation[0].to(x.dtype), rotation[1].to(x.dtype)
         for index, block in enumerate(self.transformer_blocks):
             x = block(x, adaptive[index], rotation, masks, child_state(state, "transformer_blocks", str(index)))
         scale, shift = last[:, None].chunk(2, dim=2)

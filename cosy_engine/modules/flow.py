@@ -63,6 +63,22 @@ class _CausalMaskedDiff(nn.Module):
         """Speaker embedding `[B, 192]`, of any length, to `spks [B, 80]`."""
         return self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
 
+    def encode_chunk(self, token: Tensor, state: State | None, *, streaming: bool = True, finalize: bool) -> Tensor:
+        """`mu [B, 80, token_mel_ratio*n]` of the next tokens; the arguments are those of `begin_chunk`.
+
+        Tokens of several streams may come together, with a state of `stack_states`.
+
+        Raises:
+            InvalidRequestError: no token is left after the look-ahead.
+        """
+        new = token.shape[1] - (0 if finalize else self.pre_lookahead_len)
+        if new < 1:
+            raise InvalidRequestError(
+                f"{token.shape[1]} speech tokens are too few for a chunk with finalize={finalize}."
+            )
+        xs = self.input_embedding(token.clamp(min=0))
+        return self.encode(xs[:, :new], None, xs[:, new:], streaming, state).transpose(1, 2)
+
     def begin_chunk(
         self,
         token: Tensor,
@@ -73,6 +89,7 @@ class _CausalMaskedDiff(nn.Module):
         streaming: bool = True,
         finalize: bool,
         n_timesteps: int = 10,
+        mu: Tensor | None = None,
     ) -> Trajectory:
         """The next tokens, prompt tokens included, on their way to mel `[B, 80, token_mel_ratio*n]`.
 
@@ -85,19 +102,15 @@ class _CausalMaskedDiff(nn.Module):
             streaming: use the chunk masks; without them the tokens have to be all there are.
             finalize: nothing follows these tokens.
             n_timesteps: Euler steps.
+            mu: of `encode_chunk`, if the tokens have been there.
 
         Raises:
             InvalidRequestError: no token is left after the look-ahead, or the stream is longer than five minutes.
         """
-        new = token.shape[1] - (0 if finalize else self.pre_lookahead_len)
-        if new < 1:
-            raise InvalidRequestError(
-                f"{token.shape[1]} speech tokens are too few for a chunk with finalize={finalize}."
-            )
-        xs = self.input_embedding(token.clamp(min=0))
-        mu = self.encode(xs[:, :new], None, xs[:, new:], streaming, state)
+        if mu is None:
+            mu = self.encode_chunk(token, state, streaming=streaming, finalize=finalize)
         return self.decoder.begin(
-            mu=mu.transpose(1, 2),
+            mu=mu,
             mask=None,
             n_timesteps=n_timesteps,
             spks=spks,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from cosy_engine.modules.streaming import State, init_state, stack_states, unsta
 MAX_FRAMES = 50 * 300  # five minutes, the length of the one noise that every request starts from
 
 
-def euler_steps(count: int) -> list[tuple[float, float]]:
+@cache
+def euler_steps(count: int) -> tuple[tuple[float, float], ...]:
     """Time and length of each Euler step from 0 to 1, short at first: times 1 - cos(pi/2 * k/count) in float32.
 
     The time is summed up and a step ends where the grid says, so that rounding does not add up; the public code's way.
@@ -28,7 +30,7 @@ def euler_steps(count: int) -> list[tuple[float, float]]:
         dt = end - t
         steps.append((t.item(), dt.item()))
         t = t + dt
-    return steps
+    return tuple(steps)
 
 
 @dataclass
@@ -75,8 +77,8 @@ class Trajectory:
 class CausalConditionalCFM(nn.Module):
     """Solves the flow with classifier-free guidance, chunk by chunk if given a state.
 
-    State: `offset`, the frames made so far (an int), and `steps`, one state of the estimator for each Euler step, made
-    with the first chunk.
+    State: `offset`, the frames made so far (an int); made with the first chunk, `steps`, one state of the estimator for
+    each Euler step, and `times`, what the estimator makes of the time of each of them.
 
     Args:
         in_channels, n_spks, spk_emb_dim: unused; the estimator knows its sizes.
@@ -168,9 +170,13 @@ class CausalConditionalCFM(nn.Module):
             return torch.cat([given, torch.zeros_like(given)])
 
         times, lengths = zip(*euler_steps(n_timesteps), strict=True)
-        features = torch.tensor(times, device=mu.device)
-        if hasattr(self.estimator, "time_features"):
-            features = self.estimator.time_features(features)
+        features = None if state is None else state.get("times")
+        if features is None:
+            features = torch.tensor(times, device=mu.device)
+            if hasattr(self.estimator, "time_features"):
+                features = self.estimator.time_features(features)
+        if state is not None:
+            state["times"] = features
         noise = self.rand_noise[:, :, start : start + frames].expand(batch, -1, -1) * temperature
         return Trajectory(
             x=noise.to(torch.promote_types(mu.dtype, torch.float32)),
@@ -198,7 +204,7 @@ class CausalConditionalCFM(nn.Module):
         """
         batch = [
             EstimatorInputs(
-                x=torch.cat([own.x, own.x]).to(own.mu.dtype),
+                x=x,
                 mask=own.mask,
                 mu=own.mu,
                 t=own.times[0].expand(len(own.mu), *own.times[0].shape[1:]),
@@ -206,15 +212,29 @@ class CausalConditionalCFM(nn.Module):
                 cond=own.cond,
                 state=None if own.states is None else own.states[0],
             )
-            for own in trajectories
+            for own, x in zip(trajectories, _doubled(trajectories), strict=True)
         ]
-        guidance = self.inference_cfg_rate
-        for own, velocity in zip(trajectories, self._velocities(batch, trajectories[0].streaming), strict=True):
-            guided, unguided = velocity.chunk(2)
-            own.x = own.x + own.lengths[0] * ((1 + guidance) * guided - guidance * unguided)
+        velocities = self._velocities(batch, trajectories[0].streaming)
+        if _alike(trajectories):
+            self._move(trajectories, velocities)
+        else:
+            for own, velocity in zip(trajectories, velocities, strict=True):
+                self._move([own], [velocity])
+        for own in trajectories:
             del own.lengths[0], own.times[0]
             if own.states is not None:
                 del own.states[0]
+
+    def _move(self, trajectories: Sequence[Trajectory], velocities: Sequence[Tensor]) -> None:
+        """Go one step on; all have as many frames, so that it is a few operations for all of them."""
+        guidance = self.inference_cfg_rate
+        guided, unguided = torch.stack(list(velocities)).unflatten(1, (2, -1)).unbind(1)
+        x = torch.stack([own.x for own in trajectories])
+        lengths = torch.tensor([own.lengths[0] for own in trajectories], dtype=x.dtype)
+        lengths = lengths.to(x.device, non_blocking=True)[:, None, None, None]
+        moved = x + lengths * ((1 + guidance) * guided - guidance * unguided)
+        for own, x in zip(trajectories, moved.unbind(), strict=True):
+            own.x = x
 
     def _velocities(self, batch: Sequence[EstimatorInputs], streaming: bool) -> Sequence[Tensor]:
         states = [own.state for own in batch if own.state is not None]
@@ -260,6 +280,18 @@ class CausalConditionalCFM(nn.Module):
         kept = (torch.rand(batch, 1, 1, device=x1.device) > self.training_cfg_rate).to(x1.dtype)
         velocity = self.estimator(y, mask, mu * kept, t[:, 0, 0], spks * kept[:, 0], cond * kept, streaming=streaming)
         return F.mse_loss(velocity * mask, u * mask, reduction="sum") / (mask.sum() * x1.shape[1])
+
+
+def _alike(trajectories: Sequence[Trajectory]) -> bool:
+    return len({own.x.shape for own in trajectories}) == 1
+
+
+def _doubled(trajectories: Sequence[Trajectory]) -> Sequence[Tensor]:
+    """Where each is, `[2B, 80, T]`, for both halves of the guidance."""
+    if not _alike(trajectories):
+        return [torch.cat([own.x, own.x]).to(own.mu.dtype) for own in trajectories]
+    x = torch.stack([own.x for own in trajectories]).to(trajectories[0].mu.dtype)
+    return torch.cat([x, x], dim=1).unbind()
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

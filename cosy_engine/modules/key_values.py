@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LEAST_ROOM = 128
@@ -56,6 +57,11 @@ class KeyValues:
         self._keys[:, :, start:end] = key
         self._values[:, :, start:end] = value
         self.length = end
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention to the past and to the new positions, which are appended; all are `[B, heads, new, d]`."""
+        self.append(key, value)
+        return F.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=mask)
 
     def fork(self) -> KeyValues:
         """A copy that can go on independently."""

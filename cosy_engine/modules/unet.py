@@ -1,4 +1,7 @@
-"""CosyVoice2's velocity estimator: a one-level U-Net of causal convolutions and transformer blocks."""
+"""CosyVoice2's velocity estimator: a one-level U-Net of causal convolutions and transformer blocks.
+
+Within it all is `[B, T, C]`, so that a convolution, too, is one product of matrices and nothing is transposed.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.modules.attention import (
-    attend,
-    attention_masks,
-    merge_heads,
-    no_past,
-    past_lengths,
-    split_heads,
-)
-from cosy_engine.modules.causal_conv import CausalConv1d
+from cosy_engine.modules.attention import SelfAttention, attend, attention_masks, merge_heads, past_lengths
+from cosy_engine.modules.causal_conv import CausalFrameConv1d, FrameLinear
 from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.options import require
 from cosy_engine.modules.streaming import State
@@ -28,11 +24,12 @@ class CausalBlock1D(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.block = nn.ModuleDict({"0": CausalConv1d(in_channels, out_channels, 3), "2": nn.LayerNorm(out_channels)})
+        self.block = nn.ModuleDict(
+            {"0": CausalFrameConv1d(in_channels, out_channels, 3), "2": nn.LayerNorm(out_channels)}
+        )
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        x = self.block["0"](x, child_state(state, "block", "0"))
-        return F.mish(self.block["2"](x.transpose(1, 2)).transpose(1, 2))
+        return F.mish(self.block["2"](self.block["0"](x, child_state(state, "block", "0"))))
 
 
 class CausalResnetBlock1D(nn.Module):
@@ -43,29 +40,21 @@ class CausalResnetBlock1D(nn.Module):
         self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_dim, out_channels))
         self.block1 = CausalBlock1D(in_channels, out_channels)
         self.block2 = CausalBlock1D(out_channels, out_channels)
-        self.res_conv = nn.Conv1d(in_channels, out_channels, 1)
+        self.res_conv = FrameLinear(in_channels, out_channels)
 
     def forward(self, x: Tensor, shift: Tensor, state: State | None = None) -> Tensor:
-        h = self.block1(x, child_state(state, "block1")) + shift[:, :, None]
+        h = self.block1(x, child_state(state, "block1")) + shift[:, None]
         return self.block2(h, child_state(state, "block2")) + self.res_conv(x)
 
 
-class Attention(nn.Module):
+class Attention(SelfAttention):
     """Multi-head self-attention without positions. State: see `no_past`."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.head_dim = heads, head_dim
-        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
-        self.to_k = nn.Linear(dim, heads * head_dim, bias=False)
-        self.to_v = nn.Linear(dim, heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, dim), nn.Dropout(dropout))
-
-    def init_own_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
-        return no_past(batch_size, self.heads, self.head_dim, device, dtype)
+        super().__init__(dim, heads, head_dim, dropout, bias=False)
 
     def forward(self, x: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
-        query, key, value = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
+        query, key, value = self.project(x)
         return self.to_out(merge_heads(attend(query, key, value, masks, state)))
 
 
@@ -108,11 +97,11 @@ class Stage(nn.ModuleList):
     """Child 0: a residual block; child 1: transformer blocks; child 2, which the caller applies: a convolution."""
 
     def forward(self, x: Tensor, shift: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
-        """x: `[B, C, T]`; shift: `[B, C]`, of the residual block; masks: of `attention_masks`."""
-        x = self[0](x, shift, child_state(state, "0")).transpose(1, 2)
+        """x: `[B, T, C]`; shift: `[B, C]`, of the residual block; masks: of `attention_masks`."""
+        x = self[0](x, shift, child_state(state, "0"))
         for index, block in enumerate(self[1]):
             x = block(x, masks, child_state(state, "1", str(index)))
-        return x.transpose(1, 2)
+        return x
 
 
 class TimestepEmbedding(nn.Module):
@@ -171,11 +160,11 @@ class CausalConditionalDecoder(nn.Module):
             blocks = [BasicTransformerBlock(width, num_heads, attention_head_dim, dropout) for _ in range(n_blocks)]
             return Stage([CausalResnetBlock1D(stage_channels, width, time_dim), nn.ModuleList(blocks), *last])
 
-        self.down_blocks = nn.ModuleList([stage(in_channels, CausalConv1d(width, width, 3))])
+        self.down_blocks = nn.ModuleList([stage(in_channels, CausalFrameConv1d(width, width, 3))])
         self.mid_blocks = nn.ModuleList([stage(width) for _ in range(num_mid_blocks)])
-        self.up_blocks = nn.ModuleList([stage(2 * width, CausalConv1d(width, width, 3))])
+        self.up_blocks = nn.ModuleList([stage(2 * width, CausalFrameConv1d(width, width, 3))])
         self.final_block = CausalBlock1D(width, width)
-        self.final_proj = nn.Conv1d(width, out_channels, 1)
+        self.final_proj = FrameLinear(width, out_channels)
 
     def time_features(self, t: Tensor) -> Tensor:
         """All that depends on the time alone, `[B, stages*C]` for times `[B]`: the shift of each stage."""
@@ -211,13 +200,13 @@ class CausalConditionalDecoder(nn.Module):
         pasts = past_lengths(child_state(state, "down_blocks", "0", "1", "0", "attn1"))
         masks = attention_masks(pasts, frames, self.static_chunk_size if streaming else 0, x.device, mask)
         shifts = iter((t if t.dim() == 2 else self.time_features(t)).chunk(len(self.mid_blocks) + 2, dim=1))
-        x = torch.cat([x, mu, spks[:, :, None].expand(-1, -1, frames), cond], dim=1)
+        x = torch.cat([x, mu, spks[:, :, None].expand(-1, -1, frames), cond], dim=1).transpose(1, 2)
 
         skip = self.down_blocks[0](x, next(shifts), masks, child_state(state, "down_blocks", "0"))
         x = self.down_blocks[0][2](skip, child_state(state, "down_blocks", "0", "2"))
         for index, mid_block in enumerate(self.mid_blocks):
             x = mid_block(x, next(shifts), masks, child_state(state, "mid_blocks", str(index)))
-        x = self.up_blocks[0](torch.cat([x, skip], dim=1), next(shifts), masks, child_state(state, "up_blocks", "0"))
+        x = self.up_blocks[0](torch.cat([x, skip], dim=2), next(shifts), masks, child_state(state, "up_blocks", "0"))
         x = self.up_blocks[0][2](x, child_state(state, "up_blocks", "0", "2"))
-        velocity = self.final_proj(self.final_block(x, child_state(state, "final_block")))
+        velocity = self.final_proj(self.final_block(x, child_state(state, "final_block"))).transpose(1, 2)
         return velocity if mask is None else velocity * mask

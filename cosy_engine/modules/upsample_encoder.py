@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.modules.attention import attention_masks, merge_heads, no_past, past_lengths, past_of, split_heads
+from cosy_engine.modules.attention import (
+    attention_masks,
+    extend_pasts,
+    join_masks,
+    merge_heads,
+    no_past,
+    past_lengths,
+    past_of,
+    split_heads,
+)
 from cosy_engine.modules.causal_conv import CausalConv1d
 from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.options import require
@@ -130,9 +139,9 @@ class RelPositionMultiHeadedAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
         query = split_heads(self.linear_q(x), self.heads)
         key, value = split_heads(self.linear_k(x), self.heads), split_heads(self.linear_v(x), self.heads)
-        for past in past_of(state):
-            past.append(key, value)
-            key, value = past.keys, past.values
+        pasts = past_of(state)
+        if pasts:
+            key, value = extend_pasts(pasts, key, value)
         new, keys = query.shape[2], key.shape[2]
 
         distances = self._projected_distances(keys - 1, 1 - new).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
@@ -289,7 +298,7 @@ def _valid(xs: Tensor, lens: Tensor | None) -> Tensor | None:
 
 def _run(layers: nn.ModuleList, xs: Tensor, valid: Tensor | None, chunk: int, state: State | None) -> Tensor:
     pasts = past_lengths(child_state(state, "0", "self_attn"))
-    (mask,) = attention_masks(pasts, xs.shape[1], chunk, xs.device, valid)
+    mask = join_masks(attention_masks(pasts, xs.shape[1], chunk, xs.device, valid), pasts, xs)
     for index, layer in enumerate(layers):
         xs = layer(xs, mask, child_state(state, str(index)))
     return xs

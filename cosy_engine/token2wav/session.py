@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
 from cosy_engine.modules.streaming import State, state_bytes
-from cosy_engine.token2wav.hops import hops
+from cosy_engine.token2wav.hops import Pace, first_hop, hops
 from cosy_engine.token2wav.memory import StreamMemory
 from cosy_engine.token2wav.speed import StreamingSpeed
 from cosy_engine.token2wav.voice_states import FlowPrompt, VoiceStates
-from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
+from cosy_engine.token2wav.work import Encode, EulerSteps, Making, Vocode
 
 
 class StreamSession:
@@ -35,7 +35,7 @@ class StreamSession:
         prompt: Prompt,
         hop_settings: HopSettings,
         *,
-        rtf: float,
+        pace: Pace,
         seed: int,
         speed: float = 1.0,
     ) -> None:
@@ -46,11 +46,12 @@ class StreamSession:
         self._flow_state: State | None = None
         self._vocoder_state: State = hift.init_state(1, self._given.feat.device, torch.float32, seed=seed)
         self._speed = StreamingSpeed(speed)
-        first = hop_settings.token_hop_len_first or flow.chunk_size - flow.pre_lookahead_len
+        held_back = hift.lookahead_frames / flow.token_mel_ratio
+        usual = flow.chunk_size - flow.pre_lookahead_len
+        first = hop_settings.token_hop_len_first or first_hop(usual, held_back, pace)
         self._fed = [voices.position(self._given)]  # where the flow's chunks ended
         self._end = self._prompt_tokens + first
-        held_back = hift.lookahead_frames / flow.token_mel_ratio
-        self._hops: Iterator[int] = hops(first, held_back, rtf, hop_settings)
+        self._hops: Iterator[int] = hops(first, held_back, pace, hop_settings)
         self._finished = False
 
     def push(self, tokens: Sequence[int]) -> None:
@@ -100,8 +101,12 @@ class StreamSession:
         first_frame, last_frame = (position * self._flow.token_mel_ratio for position in (start, end))
         cond = self._given.condition(first_frame, last_frame)
         seen = end if finalize else end + self._flow.pre_lookahead_len
-        token = torch.tensor([self._tokens[start:seen]], dtype=torch.int32, device=cond.device)
-        trajectory = self._flow.begin_chunk(token, cond, self._given.speaker, self._flow_state, finalize=finalize)
+        token = torch.tensor([self._tokens[start:seen]], dtype=torch.int32).to(cond.device, non_blocking=True)
+        encode = Encode(self._flow, token, self._flow_state, finalize=finalize)
+        yield encode
+        trajectory = self._flow.begin_chunk(
+            token, cond, self._given.speaker, self._flow_state, finalize=finalize, mu=encode.mu
+        )
         yield EulerSteps(self._flow.decoder, trajectory)
         return trajectory.x[:, :, max(0, len(self._given.feat) - first_frame) :]
 

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
+from cosy_engine.token2wav.hops import PACES
 from cosy_engine.token2wav.memory import StreamMemory, default_stream_memory, default_voice_cache
 from cosy_engine.token2wav.session import StreamSession
 from cosy_engine.token2wav.speed import change_speed
 from cosy_engine.token2wav.upstream_exact import UpstreamSession
 from cosy_engine.token2wav.voice_states import FlowPrompt, VoiceStates
 from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
-
-_RTF = {"cpu": 0.8, "cuda": 0.3}  # no listener runs dry as long as a second of sound takes less to make
 
 
 class Session(Protocol):
@@ -100,7 +99,7 @@ class Token2Wav:
         voice_cache = default_voice_cache(device) if voice_cache is None else voice_cache
         self._voices = VoiceStates(flow, [(where, voice_cache) for where in devices])
         self._memory = StreamMemory(default_stream_memory(device) if stream_memory is None else stream_memory)
-        self._rtf = _RTF[device.type]
+        self._pace = PACES[device.type]
         self._upstream_hop = {"token_hop_len": 25} if upstream_exact else None
 
     def remember(self, prompt: Prompt) -> Making[None]:
@@ -115,5 +114,5 @@ class Token2Wav:
         if not stream:
             return WholeSession(self.flow, self.hift, prompt, seed=seed, speed=speed)
         return StreamSession(
-            self.flow, self.hift, self._voices, self._memory, prompt, hops, rtf=self._rtf, seed=seed, speed=speed
+            self.flow, self.hift, self._voices, self._memory, prompt, hops, pace=self._pace, seed=seed, speed=speed
         )

@@ -27,9 +27,9 @@ class FlowPrompt:
 
     def __init__(self, flow: nn.Module, prompt: Prompt) -> None:
         weight = flow.spk_embed_affine_layer.weight
-        self.token = prompt.speech_token.to(weight.device)
-        self.feat = prompt.speech_feat.to(weight)
-        self.speaker = flow.project_speaker(prompt.embedding[None].to(weight))
+        self.token = prompt.speech_token.to(weight.device, non_blocking=True)  # others' work is not waited for
+        self.feat = prompt.speech_feat.to(weight, non_blocking=True)
+        self.speaker = flow.project_speaker(prompt.embedding[None].to(weight, non_blocking=True))
 
     def condition(self, first_frame: int, last_frame: int) -> Tensor:
         """Mel `[1, 80, last - first]` that is given for these frames: the prompt's, then zeros."""

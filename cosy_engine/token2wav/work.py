@@ -45,6 +45,35 @@ def complete(making: Making[_T]) -> _T:
         return end.value
 
 
+class Encode:
+    """From the next tokens of a stream, `[1, n]`, to `mu [1, 80, frames]`, which `flow.begin_chunk` takes."""
+
+    def __init__(self, flow: nn.Module, token: Tensor, state: State, *, finalize: bool) -> None:
+        self.flow, self.token, self.finalize = flow, token, finalize
+        self._state = {name: part for name, part in state.items() if name != "decoder"}
+        self.mu: Tensor | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.mu is not None
+
+    @property
+    def key(self) -> Hashable:
+        """Streams of as many tokens, whatever their pasts."""
+        return "encoder", self.finalize, self.token.shape[1]
+
+    @classmethod
+    def run(cls, batch: Sequence[Self]) -> None:
+        states = [work._state for work in batch]
+        state = stack_states(states) if len(states) > 1 else states[0]
+        token = torch.cat([work.token for work in batch])
+        mu = batch[0].flow.encode_chunk(token, state, finalize=batch[0].finalize)
+        if len(states) > 1:
+            unstack_state(state, states)
+        for work, own in zip(batch, mu.split(1), strict=True):
+            work.mu = own
+
+
 @dataclass
 class EulerSteps:
     """From noise to mel, one Euler step at a time."""
@@ -70,20 +99,16 @@ class EulerSteps:
 
 
 class Vocode:
-    """From mel `[1, 80, n]` to `sound [1, samples]`."""
+    """From mel `[1, 80, n]` to `sound [1, samples]`; streams of as many frames whose states have the same form."""
 
     def __init__(self, hift: nn.Module, mel: Tensor, state: State, *, finalize: bool) -> None:
         self.hift, self.mel, self.state, self.finalize = hift, mel, state, finalize
         self.sound: Tensor | None = None
+        self.key: Hashable = ("vocoder", finalize, mel.shape[2], form_of(state))  # once: the scheduler asks often
 
     @property
     def done(self) -> bool:
         return self.sound is not None
-
-    @property
-    def key(self) -> Hashable:
-        """Streams of as many frames whose states have the same form."""
-        return "vocoder", self.finalize, self.mel.shape[2], form_of(self.state)
 
     @classmethod
     def run(cls, batch: Sequence[Self]) -> None:

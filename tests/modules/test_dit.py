@@ -3,12 +3,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cosy_engine.modules.dit import RotaryEmbedding, rotate_first_head
+from cosy_engine.modules.dit import RotaryEmbedding, rotate_first_heads
 
 
 def test_rotation_turns_the_pairs_of_the_first_head_only() -> None:
     x = torch.randn(2, 3, 5, 8)
-    rotated = rotate_first_head(x, RotaryEmbedding(8)(torch.arange(7, 12)[None]))
+    rotated, rotated_key = rotate_first_heads(x, 2 * x, RotaryEmbedding(8)(torch.arange(7, 12)[None]))
+    torch.testing.assert_close(rotated_key, 2 * rotated)
     assert torch.equal(rotated[:, 1:], x[:, 1:])
     pairs = torch.view_as_complex(x[:, 0].unflatten(2, (4, 2)).contiguous())
     for row, position in enumerate(range(7, 12)):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosy_engine.modules.attention import SelfAttention
 from cosy_engine.modules.streaming import init_state
 from tests.modules.small_flow import small_estimator
 
@@ -79,3 +80,21 @@ def test_exports_for_any_number_of_frames(version: str) -> None:
     program = torch.export.export(estimator, (), _inputs(40), dynamic_shapes=shapes).module()
     with torch.no_grad():
         torch.testing.assert_close(program(**_inputs(77)), estimator(**_inputs(77)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@torch.no_grad()
+def test_joined_projections_give_the_same_and_end_with_other_weights(version: str) -> None:
+    estimator, inputs = small_estimator(version), _inputs(60)
+    expected, names = estimator(**inputs), {name: value.clone() for name, value in estimator.state_dict().items()}
+    layers = [layer for layer in estimator.modules() if isinstance(layer, SelfAttention)]
+    for layer in layers:
+        layer.join_projections()
+    torch.testing.assert_close(estimator(**inputs), expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(value, names[name]) for name, value in estimator.state_dict().items())
+    estimator.load_state_dict({name: value * 2 for name, value in names.items()})
+    doubled = estimator(**inputs)
+    assert layers and all(layer._joint is not None for layer in layers)
+    estimator.double().float()
+    assert all(layer._joint is None for layer in layers)
+    torch.testing.assert_close(doubled, estimator(**inputs), atol=1e-5, rtol=1e-4)

@@ -13,10 +13,10 @@ from cosy_engine.config import HopSettings
 from cosy_engine.errors import BackendFailedError, EngineStoppedError
 from cosy_engine.token2wav.scheduler import Scheduler, first_sound, runs_dry
 from cosy_engine.token2wav.token2wav import Token2Wav
-from cosy_engine.token2wav.work import EulerSteps, Making, Vocode
+from cosy_engine.token2wav.work import Encode, EulerSteps, Making, Vocode
 from tests.token2wav.test_session import random_prompt, random_tokens, run
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3  # the phase of the sine source amplifies the rounding of the mel
 CPU = torch.device("cpu")
 
 
@@ -180,7 +180,7 @@ def test_streams_in_one_batch_sound_as_one_after_the_other(
         for prompt, tokens, seed in given
     ]
     shared: set[type] = set()
-    for kind in (EulerSteps, Vocode):
+    for kind in (Encode, EulerSteps, Vocode):
         run_batch = kind.run
 
         def counting(cls: type, batch: Sequence, run_batch=run_batch) -> None:
@@ -207,6 +207,6 @@ def test_streams_in_one_batch_sound_as_one_after_the_other(
         for sound, future in futures:
             sound.append(future.result(timeout=60))
     scheduler.close()
-    assert shared == {EulerSteps, Vocode}
+    assert shared == {Encode, EulerSteps, Vocode}
     for sound, expected in zip(sounds, alone, strict=True):
         torch.testing.assert_close(torch.cat(sound), expected, atol=TOLERANCE, rtol=0)

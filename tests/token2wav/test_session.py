@@ -8,7 +8,7 @@ import torch
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
-from cosy_engine.token2wav.hops import hops
+from cosy_engine.token2wav.hops import PACES, hops
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
 from cosy_engine.token2wav.work import complete
 from tests.feeds import mask_as_fed
@@ -49,7 +49,7 @@ def run(session: Session, tokens: list[int], push: int = 1) -> list[torch.Tensor
 def feed_ends(model: CosyVoiceModel, prompt_tokens: int, tokens: int, settings: HopSettings) -> list[int]:
     """Where a stream's calls of the flow end: the prompt but for its last three tokens, then hop by hop."""
     first = settings.token_hop_len_first or 22
-    following = hops(first, model.hift.lookahead_frames / 2, 0.8, settings)
+    following = hops(first, model.hift.lookahead_frames / 2, PACES["cpu"], settings)
     ends = [max(0, prompt_tokens - 3), prompt_tokens + first]
     while ends[-1] + 3 <= prompt_tokens + tokens:
         ends.append(ends[-1] + next(following))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
+from cosy_engine.modules.attention import PaddedPast
+from cosy_engine.modules.flow_matching import EstimatorInputs
 from cosy_engine.token2wav import static_estimator
-from cosy_engine.token2wav.static_estimator import StaticEstimator, StreamSlab
+from cosy_engine.token2wav.static_estimator import StaticEstimator, StreamSlab, _aligned
 from cosy_engine.token2wav.token2wav import Token2Wav
 from cosy_engine.token2wav.work import EulerSteps, complete
 from tests.token2wav.test_session import random_prompt, random_tokens, run
@@ -58,7 +62,10 @@ def test_streams_of_other_pasts_steps_and_lengths_share_a_batch(model: CosyVoice
         session.push(random_tokens(count, seed))
         session.finish()
         complete(session.prepare())
-        return next(session.chunk())
+        making = session.chunk()
+        encode = next(making)
+        encode.run([encode])
+        return next(making)
 
     shapes = [(0, 31, 9), (1, 77, 50), (2, 40, 17)]
     together = [begun(*shape) for shape in shapes]
@@ -73,8 +80,15 @@ def test_streams_of_other_pasts_steps_and_lengths_share_a_batch(model: CosyVoice
         torch.testing.assert_close(work.trajectory.x, alone.trajectory.x, atol=MEL_TOLERANCE, rtol=0)
 
 
-def test_a_batch_with_no_room_for_it_is_run_in_parts(model: CosyVoiceModel, static: StaticEstimator) -> None:
-    model.flow.decoder.estimator = StaticEstimator(static.estimator, positions=600, graphs=False)
+class OnePast(PaddedPast):
+    """As the kernel's: its room costs nothing, so it has one size."""
+
+
+@pytest.mark.parametrize("past", [PaddedPast, OnePast])
+def test_a_batch_with_no_room_for_it_is_run_in_parts(
+    model: CosyVoiceModel, static: StaticEstimator, past: type[PaddedPast]
+) -> None:
+    model.flow.decoder.estimator = StaticEstimator(static.estimator, positions=600, graphs=False, past=past)
     test_streams_of_other_pasts_steps_and_lengths_share_a_batch(model, static)
 
 
@@ -98,6 +112,39 @@ def test_few_shapes_serve_a_stream(model: CosyVoiceModel, static: StaticEstimato
     for seed, (prompt, count) in enumerate([(31, 120), (77, 75), (60, 31)]):
         run(token2wav.session(random_prompt(prompt, seed), HopSettings(), stream=True, seed=7), random_tokens(count))
     assert 2 <= len(captured) <= 4
+
+
+@torch.inference_mode()
+def test_with_a_kernel_for_it_a_past_has_one_size(model: CosyVoiceModel, static: StaticEstimator) -> None:
+    estimator = StaticEstimator(static.estimator, positions=2048, graphs=False, past=OnePast)
+    t = estimator.time_features(torch.zeros(1)).expand(2, -1)
+    mel, spks = torch.zeros(2, 80, 50), torch.zeros(2, 80)
+    empty = partial(StreamSlab.empty, estimator._layout, 2, torch.device("cpu"), torch.float32)
+    for past in (0, 600, 1900):
+        estimator.velocities([EstimatorInputs(mel, None, mel, t, spks, mel, {"slab": empty(past=past)})])
+    assert list(estimator._steps) == [(1, 50, 1984)]
+    estimator.warm_up(2)
+    assert set(estimator._steps) == {(1, n, 2048 - _aligned(n)) for n in (50, 100, 200, 400)} | {
+        (2, n, 1024 - _aligned(n)) for n in (50, 100, 200)
+    }
+
+
+def test_what_is_captured_before_its_first_input_is_finite(model: CosyVoiceModel, static: StaticEstimator) -> None:
+    """What a captured run leaves in the shared buffer stays there, and a mask does not hide what is not a number."""
+    results: list[torch.Tensor] = []
+    static._capture = lambda run, device: results.extend(run()) or run
+    with torch.inference_mode():
+        static.warm_up(2)
+    assert len(results) >= 8 and all(result.isfinite().all() for result in results)
+    assert static._keys_values.isfinite().all()
+
+
+def test_a_kernel_that_cannot_be_used_is_told(
+    static: StaticEstimator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "cosy_engine.token2wav.padded_attention", None)
+    assert static_estimator._fastest(static.estimator) is PaddedPast
+    assert "not used" in caplog.text
 
 
 def test_a_chunk_longer_than_the_shapes_is_served(model: CosyVoiceModel, static: StaticEstimator, monkeypatch) -> None:

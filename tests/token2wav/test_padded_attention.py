@@ -1,0 +1,82 @@
+"""The Triton kernel in Triton's interpreter, which needs no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+AGREES = """
+import sys, torch
+from cosy_engine.token2wav import padded_attention
+print(padded_attention.agrees(torch.device("cpu"), getattr(torch, sys.argv[1]), 2, 16))
+"""
+ESTIMATORS = """
+import torch
+from cosy_engine.modules.attention import PaddedPast
+from cosy_engine.modules.flow_matching import EstimatorInputs
+from cosy_engine.token2wav.padded_attention import TightPast
+from cosy_engine.token2wav.static_estimator import StaticEstimator
+from tests.modules.small_flow import small_estimator
+
+for version in ("cosyvoice2", "cosyvoice3"):
+    torch.manual_seed(1)
+    plain = small_estimator(version)
+    chunks = []
+    for frames in ([44, 31], [100, 20], [50, 50]):  # of two streams, the second of which begins later
+        chunks.append([torch.randn(3, 2, 80, count) for count in frames])
+    results = []
+    for past in (PaddedPast, TightPast):
+        static = StaticEstimator(plain, positions=2048, graphs=False, past=past)
+        states = [static.init_state(2, torch.device("cpu"), torch.float32) for _ in range(2)]
+        given = torch.ones(2, 80), plain.time_features(torch.tensor([0.3])).expand(2, -1)
+        with torch.inference_mode():
+            for number, chunk in enumerate(chunks):
+                batch = [
+                    EstimatorInputs(x, None, mu, given[1], given[0], cond, state)
+                    for (x, mu, cond), state in zip(chunk, states)
+                ]
+                velocities = static.velocities(batch if number else batch[:1])
+        results.append([*velocities, *(state["slab"].tails for state in states)])
+    print(all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results)))
+"""
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed: make setup-vllm"),
+]
+
+
+def interpreted(program: str, *arguments: str) -> list[str]:
+    """What a program prints in which Triton's kernels are interpreted, word by word."""
+    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_its_own_check_agrees(dtype: str) -> None:
+    assert interpreted(AGREES, dtype) == ["True"]
+
+
+def test_the_check_notices_another_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cosy_engine.modules.attention import PaddedPast
+    from cosy_engine.token2wav import padded_attention
+
+    def wrong(self: PaddedPast, *tensors: torch.Tensor, tiles: object = None) -> torch.Tensor:
+        return PaddedPast.attend(self, *tensors[:3], mask=None)
+
+    monkeypatch.setattr(padded_attention.TightPast, "attend", wrong)
+    assert not padded_attention.agrees(torch.device("cpu"), torch.float32, 2, 16)
+
+
+def test_an_estimator_gives_the_same() -> None:
+    assert interpreted(ESTIMATORS) == ["True"] * 2
