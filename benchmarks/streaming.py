@@ -61,7 +61,6 @@ def main(
     plot_file: Annotated[Path | None, typer.Option("--plot", help="write the plot to this PNG")] = None,
 ) -> None:
     """Measure streaming, side by side with recomputing everything for each chunk."""
-    logging.getLogger("cosy_engine").setLevel(logging.ERROR)
     where, dtype = choose_device(device), torch.float16 if fp16 else torch.float32
     on_gpu = where.type == "cuda"
     if fp16 and not on_gpu:
@@ -146,4 +145,5 @@ def _numbers(text: str, kind: type[Number]) -> list[Number]:
 
 
 if __name__ == "__main__":
+    logging.getLogger("cosy_engine").setLevel(logging.ERROR)
     typer.run(main)

@@ -10,7 +10,7 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks import streaming
+from benchmarks import gpu_check, streaming
 from benchmarks.full_size import random_flow, random_vocoder
 from benchmarks.listeners import Heard, summary
 from benchmarks.speech_lm import random_lm
@@ -81,3 +81,20 @@ def test_streaming_measures_all_parts_of_both_paths(
     assert [hop["first_hop"] for hop in figures["incremental"]["first_hops"]] == [7, 22]
     assert set(figures["stages"][0]["milliseconds"]) > {"flow encoder", "estimator, 10 steps", "vocoder"}
     assert "Parts of a chunk" in result.output
+
+
+def test_the_gpu_check_reports_a_part_that_fails_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: torch.device) -> gpu_check.Figures:
+        yield "before", 1
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(gpu_check.PARTS, "kernels", broken)
+    app = Typer()
+    app.command()(gpu_check.main)
+    written = tmp_path / "figures.json"
+    result = CliRunner().invoke(app, ["--dry", "--only", "kernels,lm", "--json", str(written)])
+    assert result.exit_code == 1, result.output
+    figures = json.loads(written.read_text())
+    assert figures["wrong"] == ["kernels, failed"]
+    assert figures["kernels, before"] == 1
+    assert figures["lm, torch.float32"]["right"]

@@ -258,9 +258,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "- 只使用本人的声音，或已获授权的声音。",
     ),
     "embedded": (
-        "This is the small model that comes with the project; it speaks English and Mandarin. For a full-size one, "
-        "which is downloaded first: <code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
-        "当前是项目自带的小模型，支持英语和普通话。如需完整模型（首次使用会下载）："
+        "This is the small model that comes with the project; it speaks English and Mandarin. If it babbles after a "
+        "recording, use the tab Cross-lingual. For a full-size one, which is downloaded first: "
+        "<code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
+        "当前是项目自带的小模型，支持英语和普通话。若用录音复刻时发音含混，请改用“跨语种”页。如需完整模型（首次使用会下载）："
         "<code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
     ),
     "untrained": (
