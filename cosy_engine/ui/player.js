@@ -5,6 +5,7 @@ import { PacketOrder, Peaks, PcmDecoder, Resampler, shownState, StartBuffer, wav
 const LOST_PACKET_SECONDS = 1; // how long those behind it wait for a packet
 const IDLE_SECONDS = 2; // after which the sound device is given back
 const STOPPING_SECONDS = 1;
+const LEAD_SECONDS = 0.1; // a source that is told too late when to start runs into the next one
 const PEAK_SECONDS = 0.02;
 const COLUMN_PIXELS = 3;
 const NOTHING_YET = { state: "waiting", heard: null, underruns: 0, played: 0, buffered: 0 };
@@ -85,7 +86,7 @@ export class ScheduledSink {
     if (!this.#pending.length) return;
     if (!this.#ahead) {
       if (!this.#ended && this.#pendingSeconds < this.#start.seconds) return;
-      this.#until = this.#context.currentTime + 0.02; // so that the first sound is not cut
+      this.#until = this.#context.currentTime + LEAD_SECONDS;
       this.#heard ??= this.#until;
     }
     for (const samples of this.#pending.splice(0)) {

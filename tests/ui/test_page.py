@@ -119,11 +119,12 @@ def test_long_text_tells_its_pieces(visitor: Visitor, engine: Engine) -> None:
 def test_examples_fill_in_and_play(visitor: Visitor) -> None:
     visitor.open_tab("Instruct")
     example = "The snow kept falling."
-    visitor.panel.get_by_role("button", name=example).click()
-    visitor.page.wait_for_function(f"document.querySelector('#text textarea').value === '{example}'")
+    visitor.play_example(example)
+    assert visitor.page.locator("#text textarea").input_value() == example
     assert visitor.label("How it shall be said").input_value() == "Speak slowly."
+    visitor.expect_sound()
     visitor.upload(GOOD)
-    visitor.panel.get_by_role("button", name="周末我们一起去爬山吧").click()
+    visitor.play_example("周末我们一起去爬山吧")
     visitor.expect_sound()
     assert visitor.label("How it shall be said").input_value() == "用四川话说这句话"
 
@@ -131,15 +132,16 @@ def test_examples_fill_in_and_play(visitor: Visitor) -> None:
 def test_examples_bring_a_voice_each_and_leave_the_visitors_alone(visitor: Visitor) -> None:
     transcripts = []
     for example in ("Good morning!", "早上好"):
-        visitor.panel.get_by_role("button", name=example).click()
-        visitor.page.wait_for_function(f"document.querySelector('#text textarea').value.startsWith('{example}')")
+        visitor.play_example(example)
+        assert visitor.page.locator("#text textarea").input_value().startswith(example)
         visitor.expect_sound()
         transcripts.append(visitor.label(TRANSCRIPT).input_value())
         visitor.press("Stop")
+        visitor.expect("Stopped.")
     assert transcripts[0].startswith("The library") and "A" < transcripts[1][:1] > "z"
     visitor.upload(GOOD)
     assert visitor.label(TRANSCRIPT).input_value() == ""
-    visitor.panel.get_by_role("button", name="Good morning!").click()
+    visitor.play_example("Good morning!")
     visitor.expect("First audio")
     assert visitor.label(TRANSCRIPT).input_value() == ""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,11 +87,20 @@ class Visitor:
 
     def generate(self) -> None:
         """Press the button, and wait until the page no longer says what it said before."""
+        with self._something_new():
+            self.press("Generate")
+
+    def play_example(self, text: str) -> None:
+        with self._something_new():
+            self.panel.get_by_role("button", name=text).click()
+
+    @contextmanager
+    def _something_new(self) -> Iterator[None]:
         self.page.evaluate(
             "document.querySelectorAll('#status .message').forEach((old) => old.setAttribute('data-old', ''))"
         )
-        self.press("Generate")
-        self.page.locator("#status .message:not([data-old])").first.wait_for()
+        yield
+        self.page.locator("#status .message:not([data-old])").first.wait_for(timeout=PATIENCE)
 
     def expect(self, text: str, where: str = "#status") -> str:
         found = self.page.locator(f"{where} .message", has_text=text)
