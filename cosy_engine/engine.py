@@ -171,7 +171,8 @@ class Engine:
         builtin = builtin_voices(model.directory, model.fingerprint)
         self.voices = VoiceStore(settings.voices_dir, model.fingerprint, builtin)
         self.queue = AdmissionQueue(settings.concurrency, settings.max_queue)
-        self._speech_lm = _speech_lm(model, settings, self.frontend.end_of_prompt)
+        threads = max(1, torch.get_num_threads() // 2)  # the LM and token2wav work at the same time
+        self._speech_lm = _speech_lm(model, settings, self.frontend.end_of_prompt, threads)
         self._token2wav = Token2Wav(
             model.flow,
             StaticVocoder(model.hift, graphs=True) if _runs_graphs(model.device, settings) else model.hift,
@@ -179,7 +180,7 @@ class Engine:
             voice_cache=_bytes(settings.voice_cache_mb),
             stream_memory=_bytes(settings.stream_memory_mb),
         )
-        self._scheduler = Scheduler(settings.batch or _BATCH[model.device.type], model.device)
+        self._scheduler = Scheduler(settings.batch or _BATCH[model.device.type], model.device, threads)
         self._prompt_makers = ThreadPoolExecutor(2, thread_name_prefix="prompt")
         self._prompts: OrderedDict[str, Future[Prompt]] = OrderedDict()
         self._closed = False
@@ -543,10 +544,14 @@ def _check_backends(settings: Settings) -> None:
             raise BackendUnavailableError("upstream_exact needs the speech LM on PyTorch.", param="load_vllm")
 
 
-def _speech_lm(model: CosyVoiceModel, settings: Settings, end_of_prompt: int | None) -> SpeechLM:
+def _speech_lm(model: CosyVoiceModel, settings: Settings, end_of_prompt: int | None, threads: int) -> SpeechLM:
     if settings.lm_backend == "torch":
         return TorchSpeechLM(
-            model.lm, model.device, end_of_prompt=end_of_prompt, upstream_exact=settings.upstream_exact
+            model.lm,
+            model.device,
+            end_of_prompt=end_of_prompt,
+            upstream_exact=settings.upstream_exact,
+            threads=threads,
         )
     from cosy_engine.speech_lm.vllm_export import export_model
     from cosy_engine.speech_lm.vllm_lm import VllmSpeechLM

@@ -78,6 +78,7 @@ class Frontend:
 
     def __init__(self, model: CosyVoiceModel) -> None:
         self._version = model.name
+        self._continues_recordings = model.continues_recordings
         self.instructions = read_instructions(model.directory)
         self._mel = model.mel
         self._tokenizer = TextTokenizer(model.tokenizer_dir, model.name)
@@ -108,7 +109,7 @@ class Frontend:
         return self.with_text(wordless, text)
 
     def with_text(self, prompt: Prompt, text: str) -> Prompt:
-        """The same voice, with what is said in its recording; quick, unlike `make_prompt`.
+        """The same voice, with what is said in its recording, if the model uses that; quick, unlike `make_prompt`.
 
         Raises:
             InvalidRequestError: the text is too long for any such recording.
@@ -122,7 +123,7 @@ class Frontend:
                 count=len(text),
                 most=MAX_PROMPT_TEXT,
             )
-        spoken = normalize(text)
+        spoken = normalize(text) if self._continues_recordings else ""
         return replace(prompt, text=spoken, text_token=torch.tensor(self._tokenizer.encode(spoken), dtype=torch.int32))
 
     def speech_tokens(self, recording: Recording | str | Path | bytes) -> Tensor:
@@ -182,7 +183,7 @@ class Frontend:
         out, see `notices`.
 
         Raises:
-            InvalidRequestError: zero_shot without the prompt's text, or instruct without an instruction.
+            InvalidRequestError: zero_shot without the text that the model needs, or instruct without an instruction.
         """
         if mode == "vc":
             return ModelInputs([], [], [], prompt)
@@ -191,6 +192,8 @@ class Frontend:
         instruction = self._instruction(instruct) if mode == "instruct" else None
         if mode == "instruct" and instruction is None:
             mode = "zero_shot" if len(prompt.text_token) else "cross_lingual"
+        if not (self._continues_recordings or len(prompt.text_token)) and mode == "zero_shot":
+            mode = "cross_lingual"
         if mode == "zero_shot":
             prompt_text, prompt_speech = prompt.text_token.tolist(), prompt.speech_token.tolist()
             if prompt_speech and not prompt_text:

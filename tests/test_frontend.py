@@ -151,6 +151,16 @@ def test_zero_shot_needs_the_words_of_the_recording(version2: Frontend, prompt: 
     assert caught.value.param == "prompt_text"
 
 
+def test_a_model_may_continue_its_own_voices_and_no_recordings(
+    standin_v2: Path, prompt: Prompt, encode2: Encode
+) -> None:
+    frontend = Frontend(replace(load_model(standin_v2), continues_recordings=False))
+    recorded = frontend.make_prompt(encoded(hum(3)), prompt.text)
+    assert recorded.text == "" and torch.equal(recorded.speech_token, prompt.speech_token)
+    assert frontend.inputs("zero_shot", "你好。", recorded) == ModelInputs(encode2("你好。"), [], [], recorded)
+    assert frontend.inputs("zero_shot", "你好。", prompt).lm_prompt_speech == prompt.speech_token.tolist()
+
+
 def test_a_voice_without_a_recording_speaks_unprompted(version2: Frontend, prompt: Prompt, encode2: Encode) -> None:
     bare = Prompt("", prompt.text_token[:0], prompt.speech_token[:0], prompt.speech_feat[:0], prompt.embedding)
     assert version2.inputs("zero_shot", "你好。", bare) == ModelInputs(encode2("你好。"), [], [], bare)

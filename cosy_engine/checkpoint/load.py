@@ -38,6 +38,8 @@ class CosyVoiceModel:
     Attributes:
         sampling: the speech LM's published sampling.
         pause: seconds of silence after a piece of text, for a model that ends with its last sound.
+        continues_recordings: whether the speech LM goes on from what is said in a visitor's recording; otherwise only
+            the flow hears it, and zero_shot is cross_lingual. The directory's own voices are continued anyhow.
         allowed_special: which markers of the text are kept ("all" in the published files).
         tokenizer_dir, speech_tokenizer_path, speaker_encoder_path: what the front end needs.
         fingerprint: what a voice is tied to; equal when the name and both ONNX models are.
@@ -53,6 +55,7 @@ class CosyVoiceModel:
     mel: MelSettings
     sampling: SamplingSettings
     pause: float
+    continues_recordings: bool
     allowed_special: str
     tokenizer_dir: Path
     speech_tokenizer_path: Path
@@ -103,6 +106,7 @@ def load_model(
         mel=mel,
         sampling=sampling,
         pause=_pause(config),
+        continues_recordings=_continues_recordings(config),
         allowed_special=config.get("allowed_special", "all"),
         tokenizer_dir=directory / TEXT_MODEL,
         speech_tokenizer_path=directory / SPEECH_TOKENIZERS[name],
@@ -120,6 +124,13 @@ def _pause(config: Mapping[str, Any]) -> float:
             f"pause_after_text is {pause!r}; it must be a number of seconds from 0 to {_LONGEST_PAUSE:.0f}."
         )
     return float(pause)
+
+
+def _continues_recordings(config: Mapping[str, Any]) -> bool:
+    continues = config.get("continues_recordings", True)
+    if not isinstance(continues, bool):
+        raise ModelDirectoryError(f"continues_recordings is {continues!r}; it must be true or false.")
+    return continues
 
 
 def load_speech_lm(directory: Path) -> Qwen2LM | CosyVoice3LM:

@@ -88,7 +88,7 @@ class _CausalMaskedDiff(nn.Module):
         *,
         streaming: bool = True,
         finalize: bool,
-        n_timesteps: int = 10,
+        n_timesteps: int | None = None,
         mu: Tensor | None = None,
     ) -> Trajectory:
         """The next tokens, prompt tokens included, on their way to mel `[B, 80, token_mel_ratio*n]`.
@@ -101,7 +101,7 @@ class _CausalMaskedDiff(nn.Module):
             state: of `streaming.init_state`, where the stream stands; None: this is all of it.
             streaming: use the chunk masks; without them the tokens have to be all there are.
             finalize: nothing follows these tokens.
-            n_timesteps: Euler steps.
+            n_timesteps: Euler steps; None: as many as the model directory says, 10 if it does not.
             mu: of `encode_chunk`, if the tokens have been there.
 
         Raises:
@@ -132,7 +132,7 @@ class _CausalMaskedDiff(nn.Module):
         *,
         streaming: bool,
         finalize: bool,
-        n_timesteps: int = 10,
+        n_timesteps: int | None = None,
     ) -> Trajectory:
         """`token` from a fresh start, on its way to mel with the prompt's frames.
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.errors import InvalidRequestError
+from cosy_engine.errors import InvalidRequestError, ModelDirectoryError
 from cosy_engine.modules.options import require
 from cosy_engine.modules.streaming import State, init_state, stack_states, unstack_state
 
+_MOST_STEPS = 100
 MAX_FRAMES = 50 * 300  # five minutes, the length of the one noise that every request starts from
 
 
@@ -82,10 +83,11 @@ class CausalConditionalCFM(nn.Module):
 
     Args:
         in_channels, n_spks, spk_emb_dim: unused; the estimator knows its sizes.
-        cfm_params: `inference_cfg_rate`, `training_cfg_rate`, `sigma_min`; `reg_loss_type` is unused.
+        cfm_params: `inference_cfg_rate`, `training_cfg_rate`, `sigma_min`; `n_timesteps`, the Euler steps, which no
+            published model gives; `reg_loss_type` is unused.
 
     Raises:
-        ModelDirectoryError: another solver or time schedule.
+        ModelDirectoryError: another solver or time schedule, or a number of steps that cannot be.
     """
 
     rand_noise: Tensor
@@ -101,6 +103,7 @@ class CausalConditionalCFM(nn.Module):
     ) -> None:
         super().__init__()
         require(solver=(cfm_params["solver"], "euler"), t_scheduler=(cfm_params["t_scheduler"], "cosine"))
+        self.n_timesteps = _checked_steps(cfm_params.get("n_timesteps", 10))
         self.sigma_min = cfm_params["sigma_min"]
         self.training_cfg_rate = cfm_params["training_cfg_rate"]
         self.inference_cfg_rate = cfm_params["inference_cfg_rate"]
@@ -115,7 +118,7 @@ class CausalConditionalCFM(nn.Module):
         self,
         mu: Tensor,
         mask: Tensor | None,
-        n_timesteps: int,
+        n_timesteps: int | None = None,
         temperature: float = 1.0,
         *,
         spks: Tensor,
@@ -133,7 +136,7 @@ class CausalConditionalCFM(nn.Module):
         self,
         mu: Tensor,
         mask: Tensor | None,
-        n_timesteps: int,
+        n_timesteps: int | None = None,
         temperature: float = 1.0,
         *,
         spks: Tensor,
@@ -146,7 +149,7 @@ class CausalConditionalCFM(nn.Module):
         Args:
             mu: `[B, 80, T]`, what the tokens say.
             mask: `[B, 1, T]`, nonzero where a frame is not padding; None: no padding.
-            n_timesteps: Euler steps; the same for all chunks of a stream.
+            n_timesteps: Euler steps, the same for all chunks of a stream; None: as many as the model directory says.
             temperature: factor of the noise.
             spks: `[B, 80]`, the projected speaker embedding.
             cond: `[B, 80, T]`, the prompt's mel, 0 after it.
@@ -157,6 +160,7 @@ class CausalConditionalCFM(nn.Module):
             InvalidRequestError: more frames than there is noise for, or another number of steps than before.
         """
         batch, _, frames = mu.shape
+        n_timesteps = n_timesteps or self.n_timesteps
         start = 0 if state is None else state["offset"]
         if start + frames > self.rand_noise.shape[2]:
             raise InvalidRequestError(
@@ -280,6 +284,12 @@ class CausalConditionalCFM(nn.Module):
         kept = (torch.rand(batch, 1, 1, device=x1.device) > self.training_cfg_rate).to(x1.dtype)
         velocity = self.estimator(y, mask, mu * kept, t[:, 0, 0], spks * kept[:, 0], cond * kept, streaming=streaming)
         return F.mse_loss(velocity * mask, u * mask, reduction="sum") / (mask.sum() * x1.shape[1])
+
+
+def _checked_steps(count: object) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_STEPS:
+        raise ModelDirectoryError(f"n_timesteps is {count!r}; it must be a whole number from 1 to {_MOST_STEPS}.")
+    return count
 
 
 def _alike(trajectories: Sequence[Trajectory]) -> bool:

@@ -11,6 +11,7 @@ from contextlib import aclosing
 import torch
 
 from cosy_engine.errors import EngineStoppedError
+from cosy_engine.modules.half_linear import read_as_half
 from cosy_engine.speech_lm import decoding, upstream
 from cosy_engine.speech_lm.base import SpeechLMRequest
 from cosy_engine.speech_lm.decoding import Choose, SpeechCodeLM, Steps, TextInbox, Waiting
@@ -56,6 +57,7 @@ class TorchSpeechLM:
         lm: the model; it is moved to `device`.
         end_of_prompt: id of `<|endofprompt|>` in CosyVoice3, where text streaming has to know it.
         upstream_exact: sample and stream as the public code does.
+        threads: that an operation may use on a CPU; None: as many as torch likes.
     """
 
     name = "torch"
@@ -67,13 +69,17 @@ class TorchSpeechLM:
         *,
         end_of_prompt: int | None = None,
         upstream_exact: bool = False,
+        threads: int | None = None,
     ) -> None:
         self._lm = lm.to(device).eval()
+        self._threads = threads
         if torch.device(device).type == "cuda":
             try:
                 lm.llm.single_step = GraphedStep(lm.llm)
             except RuntimeError as error:
                 logger.warning("The speech LM runs without CUDA graphs and takes longer: %s", error)
+        elif not upstream_exact:
+            read_as_half(lm)
         self._end_of_prompt = end_of_prompt
         self._upstream_exact = upstream_exact
         self._decoding = upstream if upstream_exact else decoding
@@ -154,6 +160,8 @@ class TorchSpeechLM:
 
     @torch.inference_mode()
     def _work(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # of this thread
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or any(s.runnable for s in self._sequences))

@@ -48,10 +48,12 @@ class Scheduler:
         batch: pieces of work in one batch; with 1, what a request hears does not depend, to the last bit, on others.
         device: where the work is done; a GPU is given only two batches at a time, or those who join would wait for
             all that it had been given before.
+        threads: that an operation may use on a CPU; None: as many as torch likes.
     """
 
-    def __init__(self, batch: int, device: torch.device) -> None:
+    def __init__(self, batch: int, device: torch.device, threads: int | None = None) -> None:
         self.batch = batch
+        self._threads = threads
         self._device = device
         self._given: deque[torch.cuda.Event] | None = deque() if device.type == "cuda" else None
         self._jobs: list[_Job] = []
@@ -87,6 +89,8 @@ class Scheduler:
 
     @torch.inference_mode()
     def _work(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # of this thread
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread
         while True:

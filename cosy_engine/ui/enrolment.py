@@ -27,7 +27,7 @@ class Enrolment:
 def build(engine: Engine, voices: VoiceList, transcriber: Transcriber | None) -> Enrolment:
     with gr.Accordion(label("enrol"), open=False) as panel:
         recording = recording_field(engine)
-        transcript = transcript_field(recording, transcriber)
+        transcript = transcript_field(engine, recording, transcriber)
         name = gr.Textbox(
             label=label("name"), placeholder=label("name_hint"), max_lines=1, max_length=100, elem_id="voice-name"
         )

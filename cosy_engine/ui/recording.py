@@ -63,11 +63,20 @@ def recording_field(engine: Engine) -> RecordingField:
     return RecordingField(audio, below)
 
 
-def transcript_field(recording: RecordingField, transcriber: Transcriber | None) -> TranscriptField:
-    """Filled in from the recording when something can listen and nothing is typed yet."""
-    box = gr.Textbox(label=label("transcript"), placeholder=label("transcript_hint"), lines=2, max_length=1000)
+def transcript_field(engine: Engine, recording: RecordingField, transcriber: Transcriber | None) -> TranscriptField:
+    """Filled in from the recording when something can listen and nothing is typed yet; not shown if the model makes
+    nothing of it."""
+    wanted = engine.model.continues_recordings
+    box = gr.Textbox(
+        "",
+        label=label("transcript"),
+        placeholder=label("transcript_hint"),
+        lines=2,
+        max_length=1000,
+        visible=wanted or "hidden",
+    )
     below = note_of(box)
-    if transcriber is not None:
+    if wanted and transcriber is not None:
 
         async def listen(web: gr.Request, path: str | None, typed: str) -> tuple[object, str]:
             if path is None or typed.strip():

@@ -26,6 +26,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Zero-shot: give a few seconds of a voice, and what is said in them.",
         "上传或录制几秒钟的声音，并填写其中说的话。",
     ),
+    "zero_shot_help_timbre": (
+        "Zero-shot: give a few seconds of a voice. This model takes the timbre from them, not the way of speaking.",
+        "上传或录制几秒钟的声音。此模型只模仿音色，不模仿说话方式。",
+    ),
     "cross_lingual": ("Cross-lingual", "跨语种"),
     "cross_lingual_help": (
         "The voice of a recording speaks another language. No transcript is needed.",

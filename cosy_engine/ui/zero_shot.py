@@ -14,10 +14,10 @@ from cosy_engine.ui.transcribe import Transcriber
 
 def build(engine: Engine, text: gr.Textbox, transcriber: Transcriber | None) -> Tab:
     with gr.Tab(label("zero_shot"), id="zero_shot"):
-        help_text("zero_shot_help")
+        help_text("zero_shot_help" if engine.model.continues_recordings else "zero_shot_help_timbre")
         shown = examples.build(examples.EXAMPLES["zero_shot"])
         recording = recording_field(engine)
-        transcript = transcript_field(recording, transcriber)
+        transcript = transcript_field(engine, recording, transcriber)
         shown.fill(text, recording.audio, transcript=transcript.box)
 
     async def fields(web: gr.Request, path: str | None, transcript: str) -> dict[str, object]:

@@ -52,6 +52,7 @@ def configuration(text_width: int) -> str:
         "chunk_size: 25",
         "num_decoding_left_chunks: -1",
         f"pause_after_text: {PAUSE}",
+        "continues_recordings: false",  # after real ones, which it knows little of, the speech LM babbles
         "",
         "llm: !new:cosyvoice.llm.llm.Qwen2LM",
         *_options(

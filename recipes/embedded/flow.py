@@ -41,6 +41,7 @@ CFM = {
     "training_cfg_rate": 0.2,
     "inference_cfg_rate": 0.7,
     "reg_loss_type": "l1",
+    "n_timesteps": 6,  # ten score 0.01 higher in P.808, and take two thirds more time
 }
 ENCODER = {
     "output_size": 192,

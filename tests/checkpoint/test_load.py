@@ -148,6 +148,22 @@ def test_a_pause_that_makes_no_sense_is_an_error(directory: Path, pause: str) ->
         load_model(directory)
 
 
+@pytest.mark.parametrize(("line", "expected"), [("", True), ("\ncontinues_recordings: false\n", False)])
+def test_a_directory_may_say_that_its_speech_lm_does_not_continue_prompts(
+    directory: Path, line: str, expected: bool
+) -> None:
+    with (directory / "cosyvoice2.yaml").open("a") as file:
+        file.write(line)
+    assert load_model(directory).continues_recordings is expected
+
+
+def test_whether_prompts_are_continued_is_yes_or_no(directory: Path) -> None:
+    with (directory / "cosyvoice2.yaml").open("a") as file:
+        file.write("\ncontinues_recordings: 3\n")
+    with pytest.raises(ModelDirectoryError, match="continues_recordings"):
+        load_model(directory)
+
+
 def test_a_configuration_with_a_call_is_refused_and_nothing_runs(directory: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     with (directory / "cosyvoice2.yaml").open("a") as file:

@@ -101,6 +101,20 @@ def test_another_solver_is_refused() -> None:
         CausalConditionalCFM(240, {**CFM_PARAMS, "solver": "midpoint"}, estimator=Mean())
 
 
+def test_a_model_directory_may_say_how_many_steps() -> None:
+    cfm = CausalConditionalCFM(240, {**CFM_PARAMS, "n_timesteps": 4}, estimator=Mean())
+    given = cfm.begin(torch.zeros(1, 80, 2), None, **_conditions(2))
+    usual = _cfm().begin(torch.zeros(1, 80, 2), None, **_conditions(2))
+    assert (len(given.lengths), len(usual.lengths)) == (4, 10)
+    assert len(cfm.begin(torch.zeros(1, 80, 2), None, 3, **_conditions(2)).lengths) == 3
+
+
+@pytest.mark.parametrize("count", [0, 101, 2.5, "6", True, None])
+def test_an_impossible_number_of_steps_is_refused(count: object) -> None:
+    with pytest.raises(ModelDirectoryError, match="n_timesteps"):
+        CausalConditionalCFM(240, {**CFM_PARAMS, "n_timesteps": count}, estimator=Mean())
+
+
 def test_the_true_velocity_has_no_loss_whatever_the_padding_says() -> None:
     x1 = torch.randn(3, 80, 9)
     mask = torch.ones(3, 1, 9)
