@@ -16,6 +16,7 @@ import torch
 from cosy_engine.audio.encode import wav_bytes
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import Settings, VllmSettings
+from cosy_engine.cores import half_of_the_cores
 from cosy_engine.engine import Engine
 from cosy_engine.frontend import Prompt
 from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
@@ -49,7 +50,8 @@ def running_speech_lm(model: CosyVoiceModel, backend: Backend) -> Iterator[Speec
     """The model's speech LM; vLLM gets an export, and the model keeps only the sizes."""
     with tempfile.TemporaryDirectory() as export:
         if backend == "torch":
-            speech_lm: SpeechLM = TorchSpeechLM(model.lm, model.device)
+            threads = half_of_the_cores() if model.device.type == "cpu" else None  # as the engine does
+            speech_lm: SpeechLM = TorchSpeechLM(model.lm, model.device, threads=threads)
         else:
             from cosy_engine.speech_lm.vllm_lm import VllmSpeechLM
 

@@ -49,7 +49,9 @@ ModelDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 PromptWav = Annotated[str | None, typer.Option("--prompt-wav", help="Recording to speak like, 1-30 s.")]
-PromptText = Annotated[str, typer.Option("--prompt-text", help="What is said in that recording.")]
+PromptText = Annotated[
+    str, typer.Option("--prompt-text", help="What is said in that recording; some models do without.")
+]
 LoadTrt = Annotated[bool, typer.Option("--load-trt", help="Run the flow on TensorRT (NVIDIA GPU).")]
 LoadVllm = Annotated[bool, typer.Option("--load-vllm", help="Run the speech LM on vLLM.")]
 VllmArgs = Annotated[str, typer.Option("--vllm-args", metavar="JSON", help="Arguments of vLLM's engine, by name.")]
@@ -158,7 +160,9 @@ def say(
 def enroll(
     name: Annotated[str, typer.Argument(help="What the voice shall be called.")],
     wav: Annotated[str, typer.Option("--wav", "--prompt-wav", help="Recording of the voice, 1-30 s.")],
-    text: Annotated[str, typer.Option("--text", "--prompt-text", help="What is said in it.")] = "",
+    text: Annotated[
+        str, typer.Option("--text", "--prompt-text", help="What is said in it; some models do without.")
+    ] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of the voice of this name.")] = False,
     model_dir: ModelDir = None,
     as_json: Json = False,

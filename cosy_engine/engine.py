@@ -29,6 +29,7 @@ from cosy_engine.audio.decode import Recording, read_recording
 from cosy_engine.checkpoint.default import default_model_dir
 from cosy_engine.checkpoint.load import CosyVoiceModel, load_model
 from cosy_engine.config import Settings, choose_device
+from cosy_engine.cores import half_of_the_cores
 from cosy_engine.errors import BackendUnavailableError, CosyError, EngineStoppedError, InvalidRequestError
 from cosy_engine.frontend import Frontend, Mode, Prompt
 from cosy_engine.notices import Notice
@@ -171,7 +172,8 @@ class Engine:
         builtin = builtin_voices(model.directory, model.fingerprint)
         self.voices = VoiceStore(settings.voices_dir, model.fingerprint, builtin)
         self.queue = AdmissionQueue(settings.concurrency, settings.max_queue)
-        threads = max(1, torch.get_num_threads() // 2)  # the LM and token2wav work at the same time
+        both_here = model.device.type == "cpu" and settings.lm_backend == "torch"  # the LM and token2wav
+        threads = half_of_the_cores() if both_here else None
         self._speech_lm = _speech_lm(model, settings, self.frontend.end_of_prompt, threads)
         self._token2wav = Token2Wav(
             model.flow,
@@ -444,7 +446,7 @@ class Engine:
     async def _prompt_of(self, request: SynthesisRequest) -> Prompt:
         if request.prompt is not None:
             return request.prompt
-        return (await asyncio.to_thread(self.voices.get, request.voice)).prompt
+        return self.frontend.prompt_of(await asyncio.to_thread(self.voices.get, request.voice))
 
     def _observe_queue(self) -> None:
         metrics.ACTIVE.set(self.queue.active)
@@ -544,7 +546,7 @@ def _check_backends(settings: Settings) -> None:
             raise BackendUnavailableError("upstream_exact needs the speech LM on PyTorch.", param="load_vllm")
 
 
-def _speech_lm(model: CosyVoiceModel, settings: Settings, end_of_prompt: int | None, threads: int) -> SpeechLM:
+def _speech_lm(model: CosyVoiceModel, settings: Settings, end_of_prompt: int | None, threads: int | None) -> SpeechLM:
     if settings.lm_backend == "torch":
         return TorchSpeechLM(
             model.lm,

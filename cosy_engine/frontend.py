@@ -25,6 +25,7 @@ from cosy_engine.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from cosy_engine.checkpoint.load import CosyVoiceModel
+    from cosy_engine.voices.voice import Voice
 
 Mode = Literal["zero_shot", "cross_lingual", "instruct", "vc"]
 
@@ -125,6 +126,12 @@ class Frontend:
             )
         spoken = normalize(text) if self._continues_recordings else ""
         return replace(prompt, text=spoken, text_token=torch.tensor(self._tokenizer.encode(spoken), dtype=torch.int32))
+
+    def prompt_of(self, voice: Voice) -> Prompt:
+        """What a saved or built-in voice speaks like."""
+        return (
+            voice.prompt if voice.kind == "builtin" or self._continues_recordings else self.with_text(voice.prompt, "")
+        )
 
     def speech_tokens(self, recording: Recording | str | Path | bytes) -> Tensor:
         """Codes int32 [m] of a recording whose voice is to be converted; 25 a second.

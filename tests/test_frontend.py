@@ -16,6 +16,7 @@ from cosy_engine.errors import InvalidAudioError, InvalidRequestError
 from cosy_engine.frontend import MAX_TEXT, Frontend, ModelInputs, Prompt, estimate_seconds
 from cosy_engine.text.special_tokens import END_OF_PROMPT
 from cosy_engine.text.tokenizer import TextTokenizer
+from cosy_engine.voices.voice import Voice
 from tests.recordings import encoded, hum
 
 Encode = Callable[[str], list[int]]
@@ -159,6 +160,10 @@ def test_a_model_may_continue_its_own_voices_and_no_recordings(
     assert recorded.text == "" and torch.equal(recorded.speech_token, prompt.speech_token)
     assert frontend.inputs("zero_shot", "你好。", recorded) == ModelInputs(encode2("你好。"), [], [], recorded)
     assert frontend.inputs("zero_shot", "你好。", prompt).lm_prompt_speech == prompt.speech_token.tolist()
+
+    builtin = Voice("one", "One", "builtin", prompt, "fingerprint", "")
+    assert frontend.prompt_of(builtin) == prompt
+    assert frontend.prompt_of(replace(builtin, kind="saved")).text == ""
 
 
 def test_a_voice_without_a_recording_speaks_unprompted(version2: Frontend, prompt: Prompt, encode2: Encode) -> None:

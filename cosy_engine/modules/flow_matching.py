@@ -160,7 +160,7 @@ class CausalConditionalCFM(nn.Module):
             InvalidRequestError: more frames than there is noise for, or another number of steps than before.
         """
         batch, _, frames = mu.shape
-        n_timesteps = n_timesteps or self.n_timesteps
+        n_timesteps = self.n_timesteps if n_timesteps is None else n_timesteps
         start = 0 if state is None else state["offset"]
         if start + frames > self.rand_noise.shape[2]:
             raise InvalidRequestError(

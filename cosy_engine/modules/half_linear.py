@@ -29,9 +29,8 @@ class HalfLinear(nn.Linear):
 
 
 def read_as_half(module: nn.Module) -> None:
-    """Make the linear layers in `module` such ones, if its weights are float32 numbers that float16 has too.
-
-    Those of other models would change, and their activations may be larger than float16 can tell.
+    """Make the linear layers in `module` such ones, if its weights are float32 numbers that float16 has too; those of
+    other models would change. To be done last: the float16 copies follow neither `to` nor `load_state_dict`.
     """
     layers = [
         (parent, name, child)

@@ -14,6 +14,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from cosy_engine.errors import BackendFailedError
 from cosy_engine.modules.qwen2_lm import CosyVoice3LM, KVCache, Qwen2LM
 from cosy_engine.speech_lm.base import SpeechLMRequest
 
@@ -79,7 +80,7 @@ def bistream(
         given = take(prompt_speech, codes_a_block)
         feed = torch.cat([feed, lm.embed_text(take(waiting, words_a_block)), lm.embed_speech(given)], dim=1)
         for _ in range(codes_a_block - len(given)):
-            scores = lm.next_scores(feed, cache)[0].cpu()
+            scores = next_scores(lm, feed, cache)
             scores[stop_ids(lm)] = float("-inf")
             code = choose(scores, decoded)
             decoded.append(code)
@@ -105,7 +106,7 @@ def decode_to_end(
     """
     fewest, most = limits
     while len(decoded) < most:
-        scores = lm.next_scores(feed, cache)[0].cpu()
+        scores = next_scores(lm, feed, cache)
         if len(decoded) < fewest:
             scores[masked] = float("-inf")
         code = choose(scores, decoded)
@@ -114,6 +115,21 @@ def decode_to_end(
         decoded.append(code)
         yield code
         feed = lm.embed_speech([code])
+
+
+def next_scores(lm: SpeechCodeLM, feed: Tensor, cache: KVCache) -> Tensor:
+    """Log-probabilities [V] of the next id after `feed`, on the CPU.
+
+    Raises:
+        BackendFailedError: they are not numbers, as when half precision is too narrow for a model.
+    """
+    scores = lm.next_scores(feed, cache)[0].cpu()
+    if scores[0].isnan():
+        raise BackendFailedError(
+            "The speech LM computed something that is not a number. If it runs in half precision, turn that off "
+            "(fp16, COSY_FP16), and save weights that are stored as float16 as float32."
+        )
+    return scores
 
 
 def stop_ids(lm: SpeechCodeLM) -> slice:

@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 import torch
 
+from cosy_engine.cores import use_cores
 from cosy_engine.errors import EngineStoppedError
 from cosy_engine.modules.half_linear import read_as_half
 from cosy_engine.speech_lm import decoding, upstream
@@ -160,8 +161,7 @@ class TorchSpeechLM:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)  # of this thread
+        use_cores(self._threads)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or any(s.runnable for s in self._sequences))

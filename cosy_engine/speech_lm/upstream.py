@@ -22,6 +22,7 @@ from cosy_engine.speech_lm.decoding import (
     TextInbox,
     Waiting,
     decode_to_end,
+    next_scores,
     split_instruction,
 )
 
@@ -64,7 +65,7 @@ def bistream(
             feed = block if decoded else torch.cat([feed, block], dim=1)
             words = words[words_a_block:]
         while True:
-            scores = lm.next_scores(feed, cache)[0].cpu()
+            scores = next_scores(lm, feed, cache)
             if len(decoded) == next_fill:
                 code = lm.fill_token
             else:

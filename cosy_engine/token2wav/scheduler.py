@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from cosy_engine.cores import use_cores
 from cosy_engine.errors import BackendFailedError, EngineStoppedError
 from cosy_engine.token2wav.work import Making, Work
 
@@ -89,8 +90,7 @@ class Scheduler:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)  # of this thread
+        use_cores(self._threads)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread
         while True:

@@ -76,7 +76,7 @@ def build(engine: Engine, *, shared_voices: bool = False) -> gr.Blocks:
                         saved_speakers.build(engine, page, text, transcriber, visitor, store_of, shared_voices),
                     ]
                 with gr.Accordion(label("help"), open=False, elem_id="help"):
-                    gr.Markdown(label("help_text"))
+                    gr.Markdown(label("help_text" if engine.model.continues_recordings else "help_text_timbre"))
             with gr.Column(scale=2, min_width=320, elem_id="output"):
                 with gr.Column(elem_id="go"):
                     with gr.Row():

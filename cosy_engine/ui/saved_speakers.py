@@ -74,7 +74,7 @@ def build(
         return {visitor: key, enrol.panel: gr.Accordion(open=nothing)} | listed
 
     async def fields(web: gr.Request, key: str, chosen: str | None, instruct: str) -> dict[str, object]:
-        prompt = (await asyncio.to_thread(store_of(key).get, _chosen(chosen))).prompt
+        prompt = engine.frontend.prompt_of(await asyncio.to_thread(store_of(key).get, _chosen(chosen)))
         if instruct.strip():
             return {"mode": "instruct", "prompt": prompt, "instruct": instruct.strip()}
         return {"mode": mode_of(prompt), "prompt": prompt}

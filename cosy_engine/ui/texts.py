@@ -245,6 +245,18 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "引擎内部出错，详情见服务器日志，请重试。",
     ),
     "help": ("How to record a good voice", "如何录好参考音"),
+    "help_text_timbre": (
+        "- **3 to 15 seconds** of one person speaking, without music or other voices; 1 to 30 are taken.\n"
+        "- A **quiet room** with curtains or a carpet; a hand's breadth from the microphone.\n"
+        "- Begin and end at a pause. The scissors under the recording trim it.\n"
+        "- wav, flac, mp3, m4a, ogg or webm. Phone calls and heavily compressed files sound like that later.\n"
+        "- Use your own voice, or one whose owner agreed.",
+        "- **3 至 15 秒**单人语音，无音乐、无旁人说话；可接受 1 至 30 秒。\n"
+        "- **安静的房间**，有窗帘或地毯更好；距麦克风约一掌。\n"
+        "- 在停顿处开始和结束。可用录音下方的剪刀裁剪。\n"
+        "- 支持 wav、flac、mp3、m4a、ogg、webm。电话录音或高压缩文件的音质会被保留下来。\n"
+        "- 只使用本人的声音，或已获授权的声音。",
+    ),
     "help_text": (
         "- **3 to 15 seconds** of one person speaking, without music or other voices; 1 to 30 are taken.\n"
         "- A **quiet room** with curtains or a carpet; a hand's breadth from the microphone.\n"
@@ -262,10 +274,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "- 只使用本人的声音，或已获授权的声音。",
     ),
     "embedded": (
-        "This is the small model that comes with the project; it speaks English and Mandarin. If it babbles after a "
-        "recording, use the tab Cross-lingual. For a full-size one, which is downloaded first: "
-        "<code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
-        "当前是项目自带的小模型，支持英语和普通话。若用录音复刻时发音含混，请改用“跨语种”页。如需完整模型（首次使用会下载）："
+        "This is the small model that comes with the project; it speaks English and Mandarin. For a full-size one, "
+        "which sounds better and is downloaded first: <code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
+        "当前是项目自带的小模型，支持英语和普通话。如需效果更好的完整模型（首次使用会下载）："
         "<code>python webui.py --model-dir iic/CosyVoice2-0.5B</code>",
     ),
     "untrained": (

@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,7 +247,7 @@ def write_voices(output: Path, prompts: Path) -> None:
     from cosy_engine.voices.voice import Voice
 
     model = load_model(output)
-    frontend = Frontend(model)
+    frontend = Frontend(replace(model, continues_recordings=True))  # these are the model's own voices
     voices = {}
     with (prompts / "prompts.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):

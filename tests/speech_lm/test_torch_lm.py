@@ -10,7 +10,8 @@ from contextlib import aclosing
 import pytest
 import torch
 
-from cosy_engine.errors import EngineStoppedError
+from cosy_engine.errors import BackendFailedError, EngineStoppedError
+from cosy_engine.modules.half_linear import HalfLinear
 from cosy_engine.speech_lm.base import SpeechLMRequest
 from cosy_engine.speech_lm.decoding import unistream
 from cosy_engine.speech_lm.sampling import RasSampler
@@ -172,6 +173,25 @@ async def test_closing_ends_everything(speech_lm: TorchSpeechLM) -> None:
     with pytest.raises(EngineStoppedError):
         await codes_of(speech_lm.generate(request(1)))
     assert speech_lm.live == 0
+
+
+@pytest.mark.parametrize("upstream_exact", [False, True])
+def test_single_rows_are_read_as_float16_if_nothing_is_lost(upstream_exact: bool) -> None:
+    lm = small_lm().half().float()
+    TorchSpeechLM(lm, upstream_exact=upstream_exact).close()
+    assert isinstance(lm.llm_decoder, HalfLinear) is not upstream_exact
+
+
+@pytest.mark.parametrize("upstream_exact", [False, True])
+async def test_what_is_not_a_number_is_an_error_and_not_silence(upstream_exact: bool) -> None:
+    lm = small_lm()
+    lm.llm_decoder.weight.data[3, 4] = float("nan")
+    speech_lm = TorchSpeechLM(lm, upstream_exact=upstream_exact)
+    try:
+        with pytest.raises(BackendFailedError, match="not a number"):
+            await codes_of(speech_lm.generate(request(1)))
+    finally:
+        speech_lm.close()
 
 
 async def test_upstream_exact_uses_the_public_sampling_and_limits() -> None:
