@@ -205,7 +205,7 @@ class StaticEstimator(nn.Module):
         t = self.time_features(torch.zeros(1, device=weight.device)).expand(2, -1)
         sizes = _STREAMS[: 1 + _STREAMS.index(_filled_up(streams, _STREAMS))]
         pasts = _PASTS[:2] if self._past is PaddedPast else (0,)
-        for size, frames, past in (*product(sizes, _FRAMES[:3], pasts), (1, _FRAMES[3], pasts[0])):
+        for size, frames, past in (*product(sizes, _FRAMES[:3], pasts), *product(sizes[:3], _FRAMES[3:], pasts[:1])):
             mel, spks = weight.new_zeros(2, 80, frames), weight.new_zeros(2, 80)
             empty = partial(StreamSlab.empty, self._layout, 2, weight.device, weight.dtype, past=past)
             self.velocities([EstimatorInputs(mel, None, mel, t, spks, mel, {"slab": empty()}) for _ in range(size)])
@@ -287,6 +287,7 @@ class StaticEstimator(nn.Module):
         buffers.t[:used] = torch.cat([own.t for own in batch])
         given = [own.mu for own in batch]
         if list(map(id, given)) != list(map(id, buffers.given)):
+            buffers.given = []  # until all is there
             buffers.mu[:used] = torch.cat([_padded(own.mu, frames) for own in batch])
             buffers.cond[:used] = torch.cat([_padded(own.cond, frames) for own in batch])
             buffers.spks[:used] = torch.cat([own.spks for own in batch])
@@ -332,6 +333,8 @@ def _fastest(estimator: nn.Module) -> type[PaddedPast]:
             return TightPast
         reason = "its values are not those of PyTorch's"
     except Exception as error:  # no Triton, or none for this GPU, or no compiler
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)  # fails too if the kernel broke the GPU's context
         reason = f"{type(error).__name__}: {error}"
     logger.warning("The flow's attention kernel is not used, chunks late in a stream take longer: %s", reason)
     return PaddedPast

@@ -1,4 +1,4 @@
-"""The Triton kernel in Triton's interpreter, which needs no GPU."""
+"""The Triton kernel in Triton's interpreter and its compiler, which need no GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cosy_engine.speech_lm.sampling import RECENT, choose, uniform_numbers
+from tests.kernels import HOPPER, compiled
 
 REPOSITORY = Path(__file__).parents[2]
 INTERPRETED = """
@@ -87,6 +88,13 @@ def test_the_kernel_chooses_as_the_torch_form_does(name: str, chosen: tuple[dict
     logits, rows = cases()[name]
     assert rows.shape[1] > RECENT
     assert torch.equal(chosen[0][name], choose(logits, rows))
+
+
+def test_it_compiles_for_gpus() -> None:
+    from cosy_engine.speech_lm.vllm_kernel import _WARPS, _choose
+
+    types = {"logits": "*fp32", "rows": "*fp64", "out": "*fp32"}
+    assert "cubin" in compiled(_choose, HOPPER, types=types, constants={"BLOCK": 8192}, num_warps=_WARPS)
 
 
 def test_its_own_check_agrees(chosen: tuple[dict[str, torch.Tensor], str]) -> None:

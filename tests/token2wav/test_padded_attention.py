@@ -1,4 +1,4 @@
-"""The Triton kernel in Triton's interpreter, which needs no GPU."""
+"""The Triton kernel in Triton's interpreter and its compiler, which need no GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.kernels import AMPERE, HOPPER, compiled
 
 REPOSITORY = Path(__file__).parents[2]
 AGREES = """
@@ -60,6 +62,22 @@ def interpreted(program: str, *arguments: str) -> list[str]:
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(AMPERE, "fp16"), (HOPPER, "bf16"), (HOPPER, "fp32")])
+@pytest.mark.parametrize("split", [False, True])
+def test_it_compiles_for_gpus(capability: int, dtype: str, split: bool) -> None:
+    from cosy_engine.token2wav.padded_attention import _attend, _join, tiles_for
+
+    types = dict.fromkeys(("query", "key", "value", "keys", "values", "out"), f"*{dtype}")
+    types |= dict.fromkeys(("part", "best_part", "total_part"), "*fp32")
+    types |= {"lengths": "*i64", "counts": "*i64", "scale": "fp32"}
+    tiles = tiles_for(torch.float32 if dtype == "fp32" else torch.float16, 1, 1, 0, 1)
+    constants = {"D": 64, "QUERIES": tiles.queries, "KEYS": tiles.keys, "SPLIT": split}
+    constants["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    assert "cubin" in compiled(_attend, capability, types=types, constants=constants, **options)
+    assert "cubin" in compiled(_join, capability, types=types, constants={"D": 64, "QUERIES": 16})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -124,9 +124,8 @@ def test_with_a_kernel_for_it_a_past_has_one_size(model: CosyVoiceModel, static:
         estimator.velocities([EstimatorInputs(mel, None, mel, t, spks, mel, {"slab": empty(past=past)})])
     assert list(estimator._steps) == [(1, 50, 1984)]
     estimator.warm_up(2)
-    assert set(estimator._steps) == {(1, n, 2048 - _aligned(n)) for n in (50, 100, 200, 400)} | {
-        (2, n, 1024 - _aligned(n)) for n in (50, 100, 200)
-    }
+    sizes = (50, 100, 200, 400)
+    assert set(estimator._steps) == {(s, n, 2048 // s - _aligned(n)) for s in (1, 2) for n in sizes}
 
 
 def test_what_is_captured_before_its_first_input_is_finite(model: CosyVoiceModel, static: StaticEstimator) -> None:
