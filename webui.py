@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -112,8 +113,9 @@ def main(
     except CosyError as error:
         raise typer.Exit(_fail(error.message)) from error
 
-    with tempfile.TemporaryDirectory(prefix="cosy-page-") as uploads:  # only this user may look into it
-        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+    uploads = tempfile.TemporaryDirectory(prefix="cosy-page-")  # only this user may look into it
+    with uploads, contextlib.suppress(KeyboardInterrupt):
+        os.environ.setdefault("GRADIO_TEMP_DIR", uploads.name)
 
         from cosy_engine.serving.health import health_routes
         from cosy_engine.ui.app import build, launch

@@ -86,6 +86,35 @@ def test_one_command_serves_the_page_with_the_model_that_is_there(
         server.wait()
 
 
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_before_it_is_ready_it_ends_without_a_word(
+    standin_v2: Path, tmp_path: Path, signal_number: int
+) -> None:
+    """The port is open while Gradio still calls the page's own start."""
+    port, log = free_port(), tmp_path / "log"
+    environment = os.environ | {"COSY_VOICES_DIR": str(tmp_path / "voices"), "COSY_WARM_UP": "false"}
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [*WEBUI, "--port", str(port), "--model-dir", str(standin_v2)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    try:
+        for _ in range(12_000):
+            with socket.socket() as probe:
+                if not probe.connect_ex(("127.0.0.1", port)):
+                    break
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.01)
+        server.send_signal(signal_number)
+        assert server.wait(timeout=30) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        server.kill()
+        server.wait()
+
+
 def _fetch(url: str, server: subprocess.Popen, log: Path) -> str:
     for _ in range(600):
         assert server.poll() is None, log.read_text()
