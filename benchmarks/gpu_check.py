@@ -32,13 +32,14 @@ from benchmarks.speech_lm import random_lm
 from cosy_engine.checkpoint.load import load_model
 from cosy_engine.config import HopSettings, Settings
 from cosy_engine.engine import Engine, SynthesisRequest
-from cosy_engine.modules.attention import PaddedPast
+from cosy_engine.modules.attention import PagedPast
 from cosy_engine.modules.flow_matching import EstimatorInputs
 from cosy_engine.modules.qwen2_lm import KVCache
 from cosy_engine.modules.streaming import fork_state, init_state
 from cosy_engine.speech_lm.graphed_step import GraphedStep
 from cosy_engine.token2wav.hops import PACES
-from cosy_engine.token2wav.static_estimator import StaticEstimator, StreamSlab, use_graphs
+from cosy_engine.token2wav.static_encoder import StaticEncoder, use_static_encoder
+from cosy_engine.token2wav.static_estimator import StaticEstimator, use_graphs
 from cosy_engine.token2wav.static_vocoder import StaticVocoder
 from cosy_engine.token2wav.token2wav import Token2Wav
 from cosy_engine.token2wav.work import Encode, EulerSteps
@@ -99,7 +100,7 @@ def kernels(device: torch.device) -> Figures:
         yield "skipped", "they need a GPU"
         return
     from cosy_engine.speech_lm import vllm_kernel
-    from cosy_engine.token2wav.padded_attention import agrees
+    from cosy_engine.token2wav.paged_attention import agrees
 
     for heads in (8, 16):
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -137,7 +138,7 @@ def lm(device: torch.device) -> Figures:
 
 @torch.inference_mode()
 def streams(device: torch.device) -> Figures:
-    """A stream of a small model: estimator and vocoder in graphs, with each kind of past, against neither."""
+    """A stream of a small model: encoder, estimator and vocoder in graphs, with each kind of past, against neither."""
     gpu = device.type == "cuda"
     prompt, tokens, memory = random_prompt(77), random_tokens(320 if gpu else 40), {"voice_cache": 2**30}
     for version in (2, 3):
@@ -148,8 +149,10 @@ def streams(device: torch.device) -> Figures:
             return torch.cat(run(made.session(prompt, HopSettings(), stream=True, seed=7), tokens)).cpu()
 
         own, plain, vocoder = model.flow.decoder.estimator, sound(model.hift), StaticVocoder(model.hift, graphs=gpu)
+        if version == 2:
+            model.flow.encoder = StaticEncoder(model.flow.encoder, positions=4 * 1024, graphs=gpu)
         for kind in _kinds(own):
-            model.flow.decoder.estimator = StaticEstimator(own, positions=4 * 4096, graphs=gpu, past=kind)
+            model.flow.decoder.estimator = StaticEstimator(own, steps=10, memory=2**30, graphs=gpu, past=kind)
             for use in ("first", "again"):  # a shape's second use is the first replay of its graph
                 yield f"{version}, {kind.__name__}, {use}", _same(sound(vocoder), plain, SOUND)
 
@@ -195,9 +198,10 @@ def flow(device: torch.device) -> Figures:
         yield f"{version}, start", _start(made, device)
         yield f"{version}, first chunk, ms", _batches(made, device)
         yield f"{version}, one step's kernels", _profile(made.decoder.estimator, device)
-        own, positions = made.decoder.estimator.estimator, 32 * 1280 if gpu else 4096
+        own = made.decoder.estimator.estimator
         for kind in _kinds(own):
-            estimator = StaticEstimator(own, positions=positions, graphs=gpu, past=kind)
+            made.decoder.estimator = estimator = None  # its pool
+            estimator = StaticEstimator(own, steps=1, memory=2**35 if gpu else 2**28, graphs=gpu, past=kind)
             for shape in STEPS if gpu else STEPS[:1]:
                 yield f"{version}, {kind.__name__}, streams, frames, past {shape}", _step(estimator, device, *shape)
 
@@ -217,15 +221,18 @@ def _start(flow: nn.Module, device: torch.device) -> dict[str, Any]:
     began, gpu = _now(device), device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-        use_graphs(flow.decoder, 32)
+        use_graphs(flow.decoder)
+        use_static_encoder(flow, 32)
     else:
-        flow.decoder.estimator = StaticEstimator(flow.decoder.estimator, positions=2 * 1280, graphs=False)
+        flow.decoder.estimator = StaticEstimator(flow.decoder.estimator, steps=10, memory=2**28, graphs=False)
     estimator = flow.decoder.estimator
     estimator.warm_up(32 if gpu else 1)
+    if isinstance(getattr(flow, "encoder", None), StaticEncoder):
+        flow.encoder.warm_up(32)
     seconds = round(_now(device) - began, 1)
     memory = (torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()) if gpu else ()
-    with_kernel = not gpu or estimator._past is not PaddedPast
-    made = {"s": seconds, "right": with_kernel and bool(torch.isfinite(estimator._keys_values).all())}
+    with_kernel = not gpu or estimator._past is not PagedPast
+    made = {"s": seconds, "right": with_kernel and bool(torch.isfinite(estimator.pool.pages[0]).all())}
     made |= {"past": estimator._past.__name__, "shapes": len(estimator._steps)}
     return made | {"GiB, most and now": [round(size / 2**30, 1) for size in memory]}
 
@@ -263,11 +270,10 @@ def _step(estimator: StaticEstimator, device: torch.device, *shape: int) -> dict
     key, (_, step) = next(reversed(estimator._steps.items()))
     times = []
     for _ in range(5):
-        given = _likes(estimator, *shape)
-        for own, same in zip(given, first, strict=True):  # as in all steps of a chunk but its first
-            own.mu, own.cond, own.spks = same.mu, same.cond, same.spks
+        for own in first:  # as in all steps of a chunk but its first
+            own.state["stream"].length = shape[2]
         began = _now(device)
-        estimator.velocities(given)
+        estimator.velocities(first)
         times.append((time.perf_counter() - began, _now(device) - began))
     host, whole = (1000 * np.median(times, axis=0)).round(2).tolist()
     return {"run at": key, "replay": _ms(device, step), "with copies": whole, "host": host}
@@ -293,19 +299,24 @@ def _profile(estimator: StaticEstimator, device: torch.device) -> dict[str, Any]
 def _likes(estimator: StaticEstimator, streams: int, frames: int, past: int) -> list[EstimatorInputs]:
     weight = next(estimator.estimator.parameters())
     t = estimator.time_features(torch.zeros(1, device=weight.device)).expand(2, -1)
-    voice = StreamSlab.empty(estimator._layout, 2, weight.device, weight.dtype, past=past)
     mels = [torch.randn(2, 80, frames, device=weight.device).to(weight.dtype) for _ in range(streams)]
     spks = weight.new_zeros(2, 80)
-    return [EstimatorInputs(mel, None, mel.clone(), t, spks, mel, {"slab": voice.fork()}) for mel in mels]
+    inputs = []
+    for mel in mels:
+        stream = estimator.new_stream(1)
+        stream.reserve(past + frames)
+        stream.length = past
+        inputs.append(EstimatorInputs(mel, None, mel.clone(), t, spks, mel, {"stream": stream, "step": 0}))
+    return inputs
 
 
-def _kinds(estimator: nn.Module) -> list[type[PaddedPast]]:
+def _kinds(estimator: nn.Module) -> list[type[PagedPast]]:
     """Without the kernel, and with it where there is a GPU."""
     if not next(estimator.parameters()).is_cuda:
-        return [PaddedPast]
-    from cosy_engine.token2wav.padded_attention import TightPast
+        return [PagedPast]
+    from cosy_engine.token2wav.paged_attention import KernelPast
 
-    return [PaddedPast, TightPast]
+    return [PagedPast, KernelPast]
 
 
 def _same(ours: Tensor, theirs: Tensor, tolerance: float) -> dict[str, Any]:

@@ -8,7 +8,6 @@ folders hold.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import csv
 import hashlib
 import itertools
@@ -25,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -559,7 +559,8 @@ class _Worker:
         torch.set_num_threads(1)
         self.context = loaded(directory)
         self.engine, self.judge, self.seed = self.context.__enter__(), ModelJudge(models), task.seed
-        atexit.register(self.context.__exit__, None, None, None)
+        # What `atexit` has is not run in this process; this is, before it waits for processes of its own (vLLM's).
+        Finalize(None, self.context.__exit__, (None,) * 3, exitpriority=1)
         self.jobs, _ = task.jobs(self.engine)
 
     @classmethod

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from benchmarks.engines import PROMPT_SECONDS, TOKENS_PER_SECOND, UNBOUNDED, mad
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
 from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
+from cosy_engine.token2wav.static_vocoder import StaticVocoder
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
 from cosy_engine.token2wav.work import Encode, EulerSteps, Making, Vocode
 
@@ -81,6 +83,8 @@ def measure_stages(
 
     The speech LM is measured by itself, on the wall; `host` is what the rest takes on the wall beyond its parts.
     """
+    if model.device.type == "cuda":
+        model = replace(model, hift=StaticVocoder(model.hift, graphs=True))
     first_tokens, hop = model.flow.chunk_size, 25
     chunks = {"first chunk, new voice": (1, _first_chunk(model, rounds))}
     for count in streams:

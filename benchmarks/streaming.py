@@ -33,6 +33,7 @@ from benchmarks.tables import remarks, show
 from cosy_engine.checkpoint.default import default_model_dir
 from cosy_engine.checkpoint.load import CosyVoiceModel, load_model
 from cosy_engine.config import Settings, choose_device
+from cosy_engine.token2wav.static_encoder import use_static_encoder
 from cosy_engine.token2wav.static_estimator import use_graphs
 
 Number = TypeVar("Number", int, float)
@@ -92,7 +93,8 @@ def main(
             else:
                 model = load_model(model_dir or default_model_dir(), where, dtype)
             if on_gpu:
-                use_graphs(model.flow.decoder, BATCH)
+                use_graphs(model.flow.decoder)
+                use_static_encoder(model.flow, BATCH)
         with part("speech LM"):
             speech_lm = FixedLength(stack.enter_context(running_speech_lm(model, lm)), tokens)
         report |= _circumstances(model, full_size, lm, tokens)

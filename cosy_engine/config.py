@@ -110,7 +110,8 @@ class Settings(_Settings):
     voice_cache_mb: int | None = Field(
         None,
         ge=0,
-        description="for what the flow remembers of voices used last; by default 1024, or 1/8 of a GPU's memory",
+        description="for what the flow remembers of voices used last; by default 1024, or 1/8 of a GPU's memory, where "
+        "it is part of stream_memory_mb",
     )
     stream_memory_mb: int | None = Field(
         None, ge=0, description="for all streams; by default 1/4 of the machine's memory, or 1/2 of a GPU's free memory"

@@ -37,9 +37,11 @@ from cosy_engine.speech_lm.base import SpeechLM, SpeechLMRequest
 from cosy_engine.speech_lm.silence import SILENT_CODES, SilenceFilter
 from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
 from cosy_engine.speech_lm.vllm_plugin import find_vllm
+from cosy_engine.token2wav.hops import PACES
 from cosy_engine.token2wav.scheduler import Scheduler, Urgency, first_sound, runs_dry
+from cosy_engine.token2wav.static_encoder import StaticEncoder, use_static_encoder
 from cosy_engine.token2wav.static_estimator import StaticEstimator, use_graphs
-from cosy_engine.token2wav.static_vocoder import StaticVocoder
+from cosy_engine.token2wav.static_vocoder import ChunkFrames, StaticVocoder
 from cosy_engine.token2wav.tensorrt_estimator import gpu_of, use_tensorrt
 from cosy_engine.token2wav.tensorrt_plan import find_library
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
@@ -56,6 +58,7 @@ _PROMPTS_KEPT = 16
 _BATCH = {"cpu": 1, "cuda": 32}
 _TEXT_PAUSE = 60.0  # seconds without a piece of a text that arrives piece by piece
 _PATIENCE = 10.0  # seconds that who wants no stream can wait while others hear theirs without a gap
+_PATIENCE_EACH, _MOST_PATIENCE = 0.00025, 0.004  # seconds that a code may take longer for each who listens as well
 _END = None
 
 
@@ -98,6 +101,35 @@ class AudioChunk:
     piece: int
     pieces: int
     seed: int
+
+
+class _TokenStream:
+    """Tokens of one piece of text on their way to its sound.
+
+    Args:
+        first: after so many tokens whoever puts them waits until the sound asks for more; None: never.
+    """
+
+    def __init__(self, first: int | None) -> None:
+        self._items: asyncio.Queue[int | BaseException | None] = asyncio.Queue()
+        self._put, self._first, self._asked = 0, first, asyncio.Event()
+
+    def end(self, error: BaseException | None = _END) -> None:
+        """No token follows."""
+        self._items.put_nowait(error)
+
+    async def put(self, token: int) -> None:
+        """The next token."""
+        self._items.put_nowait(token)
+        self._put += 1
+        if self._put == self._first:
+            await self._asked.wait()
+
+    async def get(self) -> int | BaseException | None:
+        """The next token, what went wrong, or `_END`."""
+        if self._items.empty() and self._put == self._first:
+            self._asked.set()
+        return await self._items.get()
 
 
 @dataclass
@@ -177,7 +209,7 @@ class Engine:
         self._speech_lm = _speech_lm(model, settings, self.frontend.end_of_prompt, threads)
         self._token2wav = Token2Wav(
             model.flow,
-            StaticVocoder(model.hift, graphs=True) if _runs_graphs(model.device, settings) else model.hift,
+            _static_vocoder(model, settings) if _runs_graphs(model.device, settings) else model.hift,
             upstream_exact=settings.upstream_exact,
             voice_cache=_bytes(settings.voice_cache_mb),
             stream_memory=_bytes(settings.stream_memory_mb),
@@ -210,7 +242,8 @@ class Engine:
         elif settings.compile:
             model.flow.decoder.estimator.compile(dynamic=True)
         elif _runs_graphs(device, settings):
-            use_graphs(model.flow.decoder, settings.batch or _BATCH["cuda"])
+            use_graphs(model.flow.decoder, _bytes(settings.stream_memory_mb))
+            use_static_encoder(model.flow, settings.batch or _BATCH["cuda"])
         engine = cls(model, settings)
         try:
             if settings.warm_up or settings.compile:  # compiling happens, or fails, at the first use
@@ -400,19 +433,20 @@ class Engine:
     ) -> None:
         """Fill one token stream after the other, at most one piece ahead of the sound."""
         for number, piece in enumerate(pieces):
-            stream: _TokenStream = asyncio.Queue()
+            first = self._token2wav.first_tokens(self.settings.hops) if request.stream and not number else None
+            stream = _TokenStream(first)
             await ahead.put(stream)
             try:
-                async with aclosing(self._tokens(request, prompt, piece, seed + number)) as tokens:
+                async with aclosing(self._tokens(request, prompt, piece, seed + number, first)) as tokens:
                     async for token in tokens:
-                        stream.put_nowait(token)
-                stream.put_nowait(_END)
+                        await stream.put(token)
+                stream.end()
             except Exception as error:
-                stream.put_nowait(error)
+                stream.end(error)
                 return
 
     async def _tokens(
-        self, request: SynthesisRequest, prompt: Prompt, piece: _Piece, seed: int
+        self, request: SynthesisRequest, prompt: Prompt, piece: _Piece, seed: int, first: int | None
     ) -> AsyncGenerator[int, None]:
         if request.mode == "vc":
             for token in await asyncio.to_thread(self.frontend.speech_tokens, request.source):
@@ -426,6 +460,8 @@ class Engine:
             prompt_speech=inputs.lm_prompt_speech,
             seed=seed,
             sampling=self.model.sampling,
+            first=first,
+            patience=min(_MOST_PATIENCE, (self.queue.active - 1) * _PATIENCE_EACH) if request.stream else 0.0,
         )
         if isinstance(piece, str):
             generated = self._speech_lm.generate(lm_request)
@@ -463,9 +499,10 @@ class Engine:
             speech_feat=torch.zeros(100, self.model.mel.num_mels),
             embedding=torch.ones(self.model.flow.spk_embed_affine_layer.in_features),
         )
-        estimator = self.model.flow.decoder.estimator
-        if isinstance(estimator, StaticEstimator):
-            self._scheduler.submit(_capturing(estimator, self._scheduler.batch), first_sound(started)).result()
+        flow = self.model.flow
+        for static in (flow.decoder.estimator, getattr(flow, "encoder", None), self._token2wav.hift):
+            if isinstance(static, StaticEstimator | StaticEncoder | StaticVocoder):
+                self._scheduler.submit(_capturing(static, self._scheduler.batch), first_sound(started)).result()
         for stream in (True, False):
             session = self._token2wav.session(prompt, self.settings.hops, stream=stream, seed=0)
             session.push([0] * 60)
@@ -483,13 +520,18 @@ class Engine:
                 break
 
 
-def _capturing(estimator: StaticEstimator, streams: int) -> Making[None]:
-    estimator.warm_up(streams)
+def _capturing(static: StaticEstimator | StaticEncoder | StaticVocoder, streams: int) -> Making[None]:
+    static.warm_up(streams)
     yield from ()
 
 
 def _bytes(mebibytes: int | None) -> int | None:
     return None if mebibytes is None else mebibytes * 2**20
+
+
+def _static_vocoder(model: CosyVoiceModel, settings: Settings) -> StaticVocoder:
+    frames = ChunkFrames.of(model.flow, model.hift, settings.hops, PACES[model.device.type])
+    return StaticVocoder(model.hift, graphs=True, frames=frames)
 
 
 def _runs_graphs(device: torch.device, settings: Settings) -> bool:
@@ -536,7 +578,6 @@ def _heard(session: Session) -> Making[Callable[[], np.ndarray]]:
 
 
 _Piece = str | AsyncIterator[str]
-_TokenStream = asyncio.Queue[int | BaseException | None]
 
 
 def _check_backends(settings: Settings) -> None:

@@ -1,10 +1,24 @@
-"""Triton kernels compiled down to a GPU's instructions, on machines without one."""
+"""Triton kernels interpreted, and compiled down to a GPU's instructions, on machines without one."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 AMPERE, HOPPER = 80, 90
+REPOSITORY = Path(__file__).parents[1]
+
+
+def interpreted(program: str, *arguments: str) -> list[str]:
+    """What a program prints in which Triton's kernels are interpreted, word by word."""
+    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
 
 
 def compiled(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cosy_engine.errors import (
     VoiceNotFoundError,
 )
 from cosy_engine.frontend import Prompt
+from cosy_engine.speech_lm.base import SpeechLMRequest
 
 TEXT = "Good morning, this is a test of the engine."
 
@@ -114,6 +116,63 @@ async def test_streaming_sends_sound_before_the_end(engine: Engine, prompt: Prom
     await listen(whole)
     assert streamed.timings.chunks > whole.timings.chunks == 1
     assert streamed.timings.audio_seconds == pytest.approx(whole.timings.audio_seconds)
+
+
+class ScriptedLM:
+    """Answers with a given number of codes, and writes down after how many it was asked for one more, and when."""
+
+    name = "scripted"
+
+    def __init__(self, count: int) -> None:
+        self.count, self.asked = count, []
+
+    async def generate(self, request: SpeechLMRequest) -> AsyncIterator[int]:
+        for number in range(self.count):
+            self.asked.append((number, request.first, time.perf_counter()))
+            await asyncio.sleep(0)
+            yield 1000 + number
+
+
+@pytest.mark.parametrize("more", [-3, -1, 0, 1, 40])
+async def test_the_speech_lm_rests_while_the_first_sound_is_made(
+    engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    first = engine._token2wav.first_tokens(engine.settings.hops)
+    speech_lm = ScriptedLM(first + more)
+    monkeypatch.setattr(engine, "_speech_lm", speech_lm)
+    text = "The first one. " * 30  # several pieces
+    heard = [
+        (chunk, time.perf_counter()) async for chunk in engine.synthesize(SynthesisRequest(text, prompt=prompt, seed=7))
+    ]
+    pieces = heard[0][0].pieces
+    assert pieces > 1
+    assert sum(len(chunk.samples) for chunk, _ in heard) == pieces * (first + more) * 960
+    resumed = [when for number, wanted, when in speech_lm.asked if number == wanted]
+    assert [wanted for number, wanted, _ in speech_lm.asked if not number] == [first] + (pieces - 1) * [None]
+    assert len(resumed) == (more > 0)
+    if resumed:
+        assert resumed[0] >= heard[0][1]
+
+
+async def test_the_speech_lm_may_take_longer_where_many_listen(
+    engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience: dict[str, float] = {}
+
+    class Noted(ScriptedLM):
+        async def generate(self, request: SpeechLMRequest) -> AsyncIterator[int]:
+            patience[names[request.seed]] = request.patience
+            async for code in super().generate(request):
+                yield code
+
+    names = {1: "alone", 2: "first", 3: "second", 4: "whole"}
+    monkeypatch.setattr(engine, "_speech_lm", Noted(10))
+    await listen(engine.synthesize(SynthesisRequest("Hello.", prompt=prompt, seed=1)))
+    one, other = (engine.synthesize(SynthesisRequest("Hello.", prompt=prompt, seed=seed)) for seed in (2, 3))
+    await asyncio.gather(listen(one), listen(other))
+    await listen(engine.synthesize(SynthesisRequest("Hello.", prompt=prompt, seed=4, stream=False)))
+    assert patience["alone"] == patience["whole"] == 0
+    assert 0 < patience["second"] < 0.04  # a code is 0.04 s of sound
 
 
 async def test_long_text_comes_piece_by_piece_in_order(engine: Engine, prompt: Prompt) -> None:

@@ -14,43 +14,57 @@ from cosy_engine.modules.streaming import State
 
 
 @dataclass
-class PaddedPast:
-    """Keys and values of all rows of a batch in one buffer, whatever their pasts: for shapes that never change.
+class PagedPast:
+    """Keys and values of all streams in pages, whatever their pasts: for shapes that never change.
+
+    A stream has two rows, and a list of the pages that hold its positions in turn.
 
     Attributes:
-        keys, values: `[B, heads, width, d]`: a row's past, room up to position `capacity`, the new positions, room.
-        lengths: int64 `[B]`, the past positions of each row.
-        counts: int64 `[B]`, how many of the new positions are no padding.
+        pages: `[pages, steps, 2, 2, heads, page, d]` of this layer: keys and values, of the two rows.
+        table: int32 `[streams, n]`, the pages of each stream, then those of nothing.
+        steps: int32 `[streams]`, which Euler step each is at.
+        lengths: int64 `[rows]`, the past positions of each row.
+        counts: int64 `[rows]`, how many of the new positions are no padding.
         chunk: length of a chunk of the new positions.
     """
 
-    keys: Tensor
-    values: Tensor
+    pages: Tensor
+    table: Tensor
+    steps: Tensor
     lengths: Tensor
     counts: Tensor
-    capacity: int
     chunk: int
 
     def mask(self, new: int) -> Tensor | None:
-        """What `attend` wants of the layers' masks, which are alike: `[B, 1, new, width]`, which keys are seen."""
-        device = self.lengths.device
-        before = torch.arange(self.capacity, device=device) < self.lengths[:, None]
+        """What `attend` wants of the layers' masks, which are alike: `[rows, 1, new, past + new]`, which are seen."""
+        device, room = self.lengths.device, self.table.shape[1] * self.pages.shape[5]
+        before = torch.arange(room, device=device) < self.lengths[:, None]
         seen = (torch.arange(new, device=device) < self.counts[:, None])[:, None, None]
         if new > self.chunk:
             seen = seen & _chunk_mask(new, self.chunk, device)
-        mask = torch.cat([before[:, None, None].expand(-1, -1, new, -1), seen.expand(-1, -1, new, -1)], dim=3)
-        return F.pad(mask, (0, self.keys.shape[2] - mask.shape[3]))
+        return torch.cat([before[:, None, None].expand(-1, -1, new, -1), seen.expand(-1, -1, new, -1)], dim=3)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention to the past and to the new positions, which are written behind the past's room."""
-        end = self.capacity + key.shape[2]
-        self.keys[:, :, self.capacity : end] = key
-        self.values[:, :, self.capacity : end] = value
-        return F.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=mask)
+        """Attention to the past and to the new positions, `[rows, heads, new, d]`, which go into the pages."""
+        steps = self.steps.long()[:, None]
+        past = self.pages[self.table.long(), steps]  # [streams, n, 2, 2, heads, page, d]
+        past_keys, past_values = past.permute(2, 0, 3, 4, 1, 5, 6).flatten(1, 2).flatten(3, 4)
+        self._store(steps, key, value)
+        keys, values = torch.cat([past_keys, key], dim=2), torch.cat([past_values, value], dim=2)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+    def _store(self, steps: Tensor, key: Tensor, value: Tensor) -> None:
+        """Padding goes where the table has no more pages of the stream, or the page of nothing."""
+        page, new = self.pages.shape[5], torch.arange(key.shape[2], device=key.device)
+        position = self.lengths[::2, None] + new
+        place = (position // page).clamp(max=self.table.shape[1] - 1)
+        own = torch.where(new < self.counts[::2, None], self.table.long().gather(1, place), 0)
+        both = torch.stack([key, value]).unflatten(1, (-1, 2))  # [2, streams, 2, heads, new, d]
+        self.pages[own, steps, :, :, :, position % page] = both.permute(1, 4, 0, 2, 3, 5)
 
 
 def attention_masks(
-    pasts: Sequence[int] | PaddedPast, new: int, chunk: int, device: torch.device, valid: Tensor | None = None
+    pasts: Sequence[int] | PagedPast, new: int, chunk: int, device: torch.device, valid: Tensor | None = None
 ) -> list[Tensor | None]:
     """For each stream of a batch, which keys its new positions see: bool `[rows or 1, 1, new or 1, past+new]`, or None
     if they see all.
@@ -59,12 +73,12 @@ def attention_masks(
     So a chunk is final once it has been fed, and what is fed at a time begins a chunk.
 
     Args:
-        pasts: positions fed before, of each stream, as `past_lengths` tells; a `PaddedPast` knows all of it.
+        pasts: positions fed before, of each stream, as `past_lengths` tells; a `PagedPast` knows all of it.
         new: positions fed now.
         chunk: length of a chunk; 0 means no chunks, every position sees every key.
         valid: `[B, 1, new]`, nonzero where a new position is not padding. Padding is hidden as key only.
     """
-    if isinstance(pasts, PaddedPast):
+    if isinstance(pasts, PagedPast):
         return [pasts.mask(new)]
     seen = None
     if chunk and (torch.compiler.is_exporting() or new > chunk):  # an exported graph serves every length
@@ -107,23 +121,23 @@ def no_past(batch_size: int, heads: int, head_dim: int, device: torch.device, dt
     return {"past": KeyValues.empty(batch_size, heads, head_dim, device, dtype)}
 
 
-def past_of(state: State | None) -> list[KeyValues] | list[PaddedPast]:
+def past_of(state: State | None) -> list[KeyValues] | list[PagedPast]:
     """What each stream of a batch has been fed, from the state of an attention layer; nothing without a state."""
     past = [] if state is None else state["past"]
     return past if isinstance(past, list) else [past]
 
 
-def past_lengths(state: State | None) -> list[int] | PaddedPast:
+def past_lengths(state: State | None) -> list[int] | PagedPast:
     """How many positions each stream of a batch has been fed; `[0]` without a state."""
     pasts = past_of(state)
-    if pasts and isinstance(pasts[0], PaddedPast):
+    if pasts and isinstance(pasts[0], PagedPast):
         return pasts[0]
     return [past.length for past in pasts] or [0]
 
 
-def past_positions(pasts: list[int] | PaddedPast, new: int, rows: int, device: torch.device) -> Tensor:
+def past_positions(pasts: list[int] | PagedPast, new: int, rows: int, device: torch.device) -> Tensor:
     """The positions of what is fed now, `[1 or rows, new]`; the streams share the rows of a batch evenly."""
-    if isinstance(pasts, PaddedPast):
+    if isinstance(pasts, PagedPast):
         return pasts.lengths[:, None] + torch.arange(new, device=device)
     positions = torch.stack([torch.arange(past, past + new, device=device) for past in pasts])
     return positions if len(pasts) == 1 else positions.repeat_interleave(rows // len(pasts), dim=0)

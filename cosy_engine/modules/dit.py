@@ -97,7 +97,10 @@ def rotate_first_heads(query: Tensor, key: Tensor, rotation: tuple[Tensor, Tenso
     own, other = (part[:, None].to(query.dtype) for part in rotation)
     first = torch.cat([query[:, :1], key[:, :1]], dim=1)
     swapped = torch.stack([first[..., 1::2], first[..., 0::2]], dim=4).flatten(3)
-    rotated = first * own + swapped * other
+    rotated = torch.addcmul(first * own, swapped, other)
+    if not torch.is_grad_enabled():  # the projections are nobody else's
+        query[:, :1], key[:, :1] = rotated[:, :1], rotated[:, 1:]
+        return query, key
     return torch.cat([rotated[:, :1], query[:, 1:]], dim=1), torch.cat([rotated[:, 1:], key[:, 1:]], dim=1)
 
 
@@ -140,7 +143,7 @@ class AdaptiveParameters(nn.Module):
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without weights of its own, then the given shift and scale."""
-    return F.layer_norm(x, x.shape[2:], eps=1e-6) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[2:], eps=1e-6), 1 + scale)
 
 
 class DiTBlock(nn.Module):
@@ -162,8 +165,8 @@ class DiTBlock(nn.Module):
     ) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = adaptive[:, None].chunk(6, dim=2)
         attended = self.attn(_modulate(x, shift_attn, scale_attn), rotation, masks, child_state(state, "attn"))
-        x = x + gate_attn * attended
-        return x + gate_ff * self.ff(_modulate(x, shift_ff, scale_ff))
+        x = torch.addcmul(x, gate_attn, attended)
+        return torch.addcmul(x, gate_ff, self.ff(_modulate(x, shift_ff, scale_ff)))
 
 
 class DiT(nn.Module):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.errors import InvalidRequestError, ModelDirectoryError
+from cosy_engine.errors import BackendFailedError, InvalidRequestError, ModelDirectoryError
 from cosy_engine.modules.options import require
 from cosy_engine.modules.streaming import State, init_state, stack_states, unstack_state
 
@@ -79,7 +79,8 @@ class CausalConditionalCFM(nn.Module):
     """Solves the flow with classifier-free guidance, chunk by chunk if given a state.
 
     State: `offset`, the frames made so far (an int); made with the first chunk, `steps`, one state of the estimator for
-    each Euler step, and `times`, what the estimator makes of the time of each of them.
+    each Euler step, and `times`, what the estimator makes of the time of each of them. If the estimator has
+    `new_stream`, there is `stream` instead of `steps`, of all of them.
 
     Args:
         in_channels, n_spks, spk_emb_dim: unused; the estimator knows its sizes.
@@ -112,6 +113,8 @@ class CausalConditionalCFM(nn.Module):
         self.register_buffer("rand_noise", noise, persistent=False)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
+        if hasattr(self.estimator, "new_stream"):
+            return {"offset": 0, "stream": self.estimator.new_stream(self.n_timesteps)}
         return {"offset": 0, "steps": {}}
 
     def forward(
@@ -158,6 +161,7 @@ class CausalConditionalCFM(nn.Module):
 
         Raises:
             InvalidRequestError: more frames than there is noise for, or another number of steps than before.
+            BackendFailedError: no memory is left for these frames.
         """
         batch, _, frames = mu.shape
         n_timesteps = self.n_timesteps if n_timesteps is None else n_timesteps
@@ -167,8 +171,7 @@ class CausalConditionalCFM(nn.Module):
                 f"Prompt and speech together would be {(start + frames) / 50:.0f} s long; the longest possible is "
                 f"{self.rand_noise.shape[2] / 50:.0f} s. Split the text into shorter pieces."
             )
-        if state is not None:
-            self._extend_state(state, frames, n_timesteps, 2 * batch, mu)
+        states = None if state is None else self._extend_state(state, frames, n_timesteps, 2 * batch, mu)
 
         def pair(given: Tensor) -> Tensor:
             return torch.cat([given, torch.zeros_like(given)])
@@ -191,7 +194,7 @@ class CausalConditionalCFM(nn.Module):
             streaming=streaming,
             lengths=list(lengths),
             times=list(features.split(1)),
-            states=None if state is None else [state["steps"][str(index)] for index in range(n_timesteps)],
+            states=states,
         )
 
     def solve(self, trajectory: Trajectory) -> Tensor:
@@ -242,7 +245,7 @@ class CausalConditionalCFM(nn.Module):
 
     def _velocities(self, batch: Sequence[EstimatorInputs], streaming: bool) -> Sequence[Tensor]:
         states = [own.state for own in batch if own.state is not None]
-        if states and streaming and hasattr(self.estimator, "velocities"):
+        if states and "stream" in states[0]:
             return self.estimator.velocities(batch)
         state = stack_states(states) if len(states) > 1 else states[0] if states else None
         x, mu, t, spks, cond = (
@@ -253,18 +256,25 @@ class CausalConditionalCFM(nn.Module):
             unstack_state(state, states)
         return velocity.split([len(own.mu) for own in batch])
 
-    def _extend_state(self, state: State, frames: int, n_timesteps: int, batch_size: int, like: Tensor) -> None:
-        steps = state["steps"]
-        if not steps:
+    def _extend_state(self, state: State, frames: int, n_timesteps: int, batch_size: int, like: Tensor) -> list[State]:
+        """The states of the estimator at each step, with room for the frames."""
+        stream, steps = state.get("stream"), state.get("steps")
+        if steps is not None and not steps:
             for index in range(n_timesteps):
                 steps[str(index)] = init_state(self.estimator, batch_size, like.device, like.dtype)
-        if len(steps) != n_timesteps:
+        before = len(stream.tails if steps is None else steps)
+        if before != n_timesteps:
             raise InvalidRequestError(
-                f"This stream began with {len(steps)} flow steps and cannot go on with {n_timesteps}; "
+                f"This stream began with {before} flow steps and cannot go on with {n_timesteps}; "
                 "give the same number for all of its chunks.",
                 param="n_timesteps",
             )
+        if stream is not None and not stream.reserve(frames):
+            raise BackendFailedError("No memory is left for this stream; raise COSY_STREAM_MEMORY_MB.")
         state["offset"] += frames
+        if steps is None:
+            return [{"stream": stream, "step": index} for index in range(n_timesteps)]
+        return [steps[str(index)] for index in range(n_timesteps)]
 
     def compute_loss(
         self, x1: Tensor, mask: Tensor, mu: Tensor, spks: Tensor, cond: Tensor, streaming: bool = False

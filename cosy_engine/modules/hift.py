@@ -10,7 +10,7 @@ returned is what one call with the whole mel returns. No output needs to be cros
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from math import log, prod
 from types import MappingProxyType
@@ -47,7 +47,13 @@ def _same_conv(
 
 
 class Snake(nn.Module):
-    """x + sin(alpha x)^2 / alpha, with one alpha a channel (https://arxiv.org/abs/2006.08195)."""
+    """x + sin(alpha x)^2 / alpha, with one alpha a channel (https://arxiv.org/abs/2006.08195).
+
+    Attributes:
+        fused: computes the same of `(x, alpha)` at once, if there is such a function.
+    """
+
+    fused: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,6 +61,8 @@ class Snake(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, T] -> the same shape."""
+        if self.fused is not None:
+            return self.fused(x, self.alpha)
         alpha = self.alpha[:, None]
         return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cosy_engine.modules.streaming import State
+from cosy_engine.modules.streaming_layers import comes_before
 
 Noise = Callable[[int, int, torch.device], Tensor]  # (first sample, number of samples, device) -> [samples, channels]
 
@@ -79,6 +80,8 @@ def _stretch(block: Callable[[int], Tensor], n_blocks: int, start: int, length: 
     for index in range(start // BLOCK, (start + length - 1) // BLOCK + 1):
         first = index * BLOCK
         parts.append(block(index % n_blocks)[max(0, start - first) : start + length - first])
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat(parts) if parts else block(0)[:0]
 
 
@@ -143,7 +146,7 @@ class SourceModule(nn.Module):
 
     def noise_from(self, positions: Tensor, samples: int, device: torch.device) -> Tensor:
         """Noise [B, samples, harmonics] from the positions [B] on."""
-        return torch.stack([self.noise(int(position), samples, device) for position in positions])
+        return torch.stack([self.noise(position, samples, device) for position in positions.tolist()])
 
     def forward(
         self, f0: Tensor, state: State | None = None, *, finalize: bool = True, noise: Tensor | None = None
@@ -162,10 +165,16 @@ class SourceModule(nn.Module):
         return torch.tanh(self.l_linear(excitation)).transpose(1, 2)
 
     def sines(self, f0: Tensor, state: State | None = None, *, finalize: bool = True) -> tuple[Tensor, Tensor]:
-        """Unit sines [B, samples, harmonics] and which samples are voiced, bool [B, samples, 1]."""
+        """Unit sines [B, samples, harmonics] and which samples are voiced, bool [B, samples, 1].
+
+        The state may have an `end` for each row; see streaming_layers.
+        """
         state = {} if state is None else state
+        end = state.pop("end", None)
         order = torch.arange(1, self.l_linear.in_features + 1, device=f0.device)
         steps = (f0[:, :, None] * order / self.sampling_rate % 1).double() * self.hop  # cycles in each frame
+        if end is not None:
+            steps = steps * comes_before(end, f0.shape[1])[:, :, None]
         cycles = steps.cumsum(1) + state.get("cycles", 0)  # phase at the centre of each frame
         is_start, held = "cycles" not in state, state.copy()
         if f0.shape[1]:

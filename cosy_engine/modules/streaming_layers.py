@@ -4,6 +4,10 @@ Each takes `(x, state, finalize=...)` and returns every output that later input 
 inputs by what the layer looks ahead; `finalize=True` says that the input ends here and returns the rest. A fresh state
 is an empty dict: start and end of the stream are padded as in the whole-sequence layer. `ready(n)` is the number of
 outputs returned once n inputs have been fed.
+
+Rows of a batch may end at different places of a later call that does not finalize: whoever calls puts `end` into the
+states of the convolutions and transforms, int64 [B], the number of this call's inputs that come before the row's end.
+Up to its end a row then gets what `finalize` would return; what follows is to be cut off.
 """
 
 from __future__ import annotations
@@ -24,6 +28,17 @@ def substate(state: State, name: str) -> State:
 def join(held: Tensor | None, x: Tensor) -> Tensor:
     """`held` followed by `x` along the last axis."""
     return x if held is None or held.shape[-1] == 0 else torch.cat([held, x], dim=-1)
+
+
+def comes_before(end: Tensor, length: int) -> Tensor:
+    """Which of a call's `length` inputs come before each row's `end` [B]: bool [B, length]."""
+    return torch.arange(length, device=end.device) < end[:, None]
+
+
+def until_end(x: Tensor, state: State) -> Tensor:
+    """x [B, channels, T] with zeros after each row's end, if the state has one."""
+    end = state.pop("end", None)
+    return x if end is None else x * comes_before(end, x.shape[-1])[:, None].to(x.dtype)
 
 
 def align(streams: list[Tensor], state: State) -> list[Tensor]:
@@ -87,6 +102,10 @@ class StreamingConv1d(nn.Conv1d):
     def forward(self, x: Tensor, state: State | None = None, *, finalize: bool = True) -> Tensor:
         """[B, in_channels, T] -> [B, out_channels, T']."""
         state = {} if state is None else state
+        if self.right:
+            x = until_end(x, state)
+        else:  # what comes before the end does not depend on what follows
+            state.pop("end", None)
         if self.upsample > 1:
             x = x.repeat_interleave(self.upsample, dim=-1)
         pad = (0 if "tail" in state else self.left, self.right if finalize else 0)
@@ -114,6 +133,7 @@ class StreamingConvTranspose1d(nn.ConvTranspose1d):
     def forward(self, x: Tensor, state: State | None = None, *, finalize: bool = True) -> Tensor:
         """[B, in_channels, T] -> [B, out_channels, T * stride]."""
         state = {} if state is None else state
+        x = until_end(x, state)
         if x.shape[-1]:
             segments = F.conv_transpose1d(x, self.weight, stride=self.stride)
         else:
@@ -144,6 +164,12 @@ class ReflectStart(nn.Module):
         return torch.cat([x[..., 1 : self.pad + 1].flip(-1), x], dim=-1)
 
 
+def _reflect_end(x: Tensor, end: Tensor) -> Tensor:
+    """x [B, T] with its mirror image after each row's last value, the one before `end` [B]."""
+    position, last = torch.arange(x.shape[-1], device=x.device), end[:, None] - 1
+    return x.gather(1, torch.where(position <= last, position, 2 * last - position).clamp(min=0))
+
+
 class STFT(nn.Module):
     """torch.stft with a periodic Hann window and centred, reflected frames; real parts, then imaginary parts."""
 
@@ -159,7 +185,10 @@ class STFT(nn.Module):
     def forward(self, x: Tensor, state: State | None = None, *, finalize: bool = True) -> Tensor:
         """[B, N] -> [B, n_fft + 2, N // hop + 1]."""
         state = {} if state is None else state
+        new, end = x.shape[-1], state.pop("end", None)
         x = join(state.get("tail"), self.start(x, substate(state, "start")))
+        if end is not None:
+            x = _reflect_end(x, x.shape[-1] - new + end)
         if finalize:
             x = torch.cat([x, x[..., -self.n_fft // 2 - 1 : -1].flip(-1)], dim=-1)
         n_out = max(0, (x.shape[-1] - self.n_fft) // self.hop + 1)
@@ -189,6 +218,9 @@ class InverseSTFT(nn.Module):
         else:
             frames = magnitude.new_zeros(magnitude.shape[0], self.n_fft, 0)
         envelope = self.window.square()[None, :, None].expand(len(frames), -1, frames.shape[-1])
+        if (end := state.pop("end", None)) is not None:
+            alive = comes_before(end, frames.shape[-1])[:, None].to(frames.dtype)
+            frames, envelope = frames * alive, envelope * alive
         signal = self._overlap_add(frames, substate(state, "signal"), finalize)
         return signal / self._overlap_add(envelope, substate(state, "envelope"), finalize)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from cosy_engine.modules.options import require
 from cosy_engine.modules.streaming import State
 
 _DISTANCE_BLOCK = 512
+_ALIGNMENT = 8  # distances; a GPU multiplies matrices faster if their rows are aligned
 
 
 class PreLookaheadLayer(nn.Module):
@@ -74,19 +76,55 @@ def embed_distances(first: int, last: int, dim: int, device: torch.device) -> Te
 
 
 def _distance_to_key(scores: Tensor, keys: int) -> Tensor:
-    """Scores by distance to scores by key.
+    """Scores by distance to scores by key, without a copy.
 
-    Column c of `scores [B, h, new, keys+new-1]` belongs to the distance keys-1-c. The result `[B, h, new, keys]` has in
-    row i (query keys-new+i), column j the score of the distance keys-new+i-j, that is, of the column new-1-i+j. With
-    one more column at the left, reading on at a row length shorter by one moves each row by one more than the last.
+    Column c of `scores [B, h, new, at least keys+new]` belongs to the distance keys-1-c. The result `[B, h, new, keys]`
+    has in row i (query keys-new+i), column j the score of the distance keys-new+i-j, that is, of the column new-1-i+j.
+    Read on at a row length shorter by one, each row begins one column before the last.
     """
-    batch, heads, new, distances = scores.shape
-    padded = F.pad(scores, (1, 0)).reshape(batch, heads, distances + 1, new)
-    return padded[:, :, 1:].reshape(batch, heads, new, distances)[..., :keys]
+    *_, new, distances = scores.shape
+    read_on = scores.flatten(2)[:, :, new - 1 : new - 1 + new * (distances - 1)]
+    return read_on.unflatten(2, (new, distances - 1))[..., :keys]
+
+
+@dataclass
+class AlignedPast:
+    """Keys and values of all rows of a batch in one buffer, whatever their pasts: for shapes that never change.
+
+    Every past ends where the new positions begin, so that distances are alike for all rows.
+
+    Attributes:
+        keys, values: `[B, heads, width, d]`: room, a row's past, room for the new positions.
+        distances: of the layer's `project_distances`. A captured graph reads them, so they must not be others later.
+        lengths: int64 `[B]`, the past positions of each row.
+        counts: int64 `[B]`, how many of the new positions are no padding.
+    """
+
+    keys: Tensor
+    values: Tensor
+    distances: Tensor
+    lengths: Tensor
+    counts: Tensor
+
+    def mask(self, new: int, chunk: int) -> Tensor:
+        """Bool `[B, 1, new, width]`: which keys the new positions see; see `attention_masks`."""
+        capacity, device = self.keys.shape[2] - new, self.lengths.device
+        before = torch.arange(capacity, device=device) >= capacity - self.lengths[:, None]
+        valid = torch.arange(new, device=device) < self.counts[:, None]
+        (seen,) = attention_masks([0], new, chunk, device, valid[:, None])
+        return torch.cat([part.expand(-1, -1, new, -1) for part in (before[:, None, None], seen)], dim=3)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, with the new ones `[B, heads, new, d]` at the end."""
+        self.keys[:, :, -key.shape[2] :] = key
+        self.values[:, :, -key.shape[2] :] = value
+        return self.keys, self.values
 
 
 class RelPositionMultiHeadedAttention(nn.Module):
-    """Self-attention with relative positions (Transformer-XL, arXiv 1901.02860). State: see `no_past`.
+    """Self-attention with relative positions (Transformer-XL, arXiv 1901.02860).
+
+    State: see `no_past`; its `past` may be an `AlignedPast` of all rows.
 
     The projected distances depend on the weights alone. Without gradients they are kept between calls, so that a chunk
     late in a stream does not project thousands of them again. They are projected in blocks of a fixed size: a value
@@ -136,19 +174,34 @@ class RelPositionMultiHeadedAttention(nn.Module):
             kept = self._distances = torch.cat(blocks)
         return kept[reach - 1 - first : reach - last]
 
+    def project_distances(self, keys: int, new: int) -> Tensor:
+        """Projections `[heads, d, at least keys+new]` of the distances keys-1, keys-2, ... of new positions to keys."""
+        columns = -(-(keys + new) // _ALIGNMENT) * _ALIGNMENT
+        return self._projected_distances(keys - 1, keys - columns).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+
     def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
+        """`[B, new, dim]` -> the same shape.
+
+        Args:
+            mask: 0 where a key is seen, -inf where not, `[B or 1, 1, new or 1, past+new]`; None: all are seen.
+        """
         query = split_heads(self.linear_q(x), self.heads)
         key, value = split_heads(self.linear_k(x), self.heads), split_heads(self.linear_v(x), self.heads)
         pasts = past_of(state)
-        if pasts:
-            key, value = extend_pasts(pasts, key, value)
-        new, keys = query.shape[2], key.shape[2]
+        if pasts and isinstance(pasts[0], AlignedPast):
+            key, value = pasts[0].extend(key, value)
+            distances = pasts[0].distances
+        else:
+            if pasts:
+                key, value = extend_pasts(pasts, key, value)
+            distances = self.project_distances(key.shape[2], query.shape[2])
 
-        distances = self._projected_distances(keys - 1, 1 - new).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        batch, _, new, _ = query.shape
         scaled_query = (query + self.pos_bias_v[:, None]) * self.head_dim**-0.5
-        bias = _distance_to_key(scaled_query @ distances, keys)
+        scores = scaled_query.transpose(0, 1).flatten(1, 2) @ distances  # of a head for all rows: one product each
+        bias = _distance_to_key(scores.unflatten(1, (batch, new)).transpose(0, 1), key.shape[2])
         if mask is not None:
-            bias = bias.masked_fill(~mask, -torch.inf)
+            bias = bias + mask
         attended = F.scaled_dot_product_attention(
             query + self.pos_bias_u[:, None], key, value, bias, self.dropout if self.training else 0.0
         )
@@ -277,10 +330,16 @@ class UpsampleConformerEncoder(nn.Module):
         Returns:
             features, and bool `[B, 1, stride*T]`.
         """
+        context = None if context is None or context.numel() == 0 else self.embed(context)
+        return self.forward_embedded(self.embed(xs), xs_lens, context, streaming, state)
+
+    def forward_embedded(
+        self, xs: Tensor, xs_lens: Tensor | None, context: Tensor | None, streaming: bool, state: State | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same after `embed`: `xs` and `context` are `[B, T, output_size]`."""
         chunk = self.static_chunk_size if streaming else 0
         stride = self.upsample_stride
-        context = None if context is None or context.numel() == 0 else self.embed(context)
-        xs = self.pre_lookahead_layer(self.embed(xs), context, child_state(state, "pre_lookahead_layer"))
+        xs = self.pre_lookahead_layer(xs, context, child_state(state, "pre_lookahead_layer"))
         valid = _valid(xs, xs_lens)
         xs = _run(self.encoders, xs, valid, chunk, child_state(state, "encoders"))
         xs = self.up_embed(self.up_layer(xs, child_state(state, "up_layer")))
@@ -297,8 +356,15 @@ def _valid(xs: Tensor, lens: Tensor | None) -> Tensor | None:
 
 
 def _run(layers: nn.ModuleList, xs: Tensor, valid: Tensor | None, chunk: int, state: State | None) -> Tensor:
-    pasts = past_lengths(child_state(state, "0", "self_attn"))
-    mask = join_masks(attention_masks(pasts, xs.shape[1], chunk, xs.device, valid), pasts, xs)
+    first, new = child_state(state, "0", "self_attn"), xs.shape[1]
+    pasts = past_of(first)
+    if pasts and isinstance(pasts[0], AlignedPast):
+        mask = pasts[0].mask(new, chunk)
+    else:
+        lengths = past_lengths(first)
+        mask = join_masks(attention_masks(lengths, new, chunk, xs.device, valid), lengths, xs)
+    if mask is not None:
+        mask = torch.zeros_like(mask, dtype=xs.dtype).masked_fill_(~mask, -torch.inf)
     for index, layer in enumerate(layers):
         xs = layer(xs, mask, child_state(state, str(index)))
     return xs

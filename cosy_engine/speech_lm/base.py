@@ -16,6 +16,10 @@ class SpeechLMRequest:
     `text` and `prompt_text` are text token ids, `prompt_speech` the speech codes of the prompt. At least
     `int(min_ratio * len(text))` and at most `int(max_ratio * len(text))` codes come out. The same request with the
     same seed gives the same codes, whatever else runs.
+
+    After the `first` ones a backend may rest until it is asked for the next, so that it leaves a GPU to whoever makes
+    sound of those. Each code after them may take `patience` seconds longer: a step for few requests takes a GPU as long
+    as one for many, so where many are heard at once it is better to let them gather.
     """
 
     text: list[int]
@@ -25,6 +29,8 @@ class SpeechLMRequest:
     sampling: SamplingSettings = SamplingSettings()
     min_ratio: float = 2.0
     max_ratio: float = 20.0
+    first: int | None = None
+    patience: float = 0.0
 
     def length_limits(self, text_tokens: int) -> tuple[int, int]:
         """Fewest and most speech codes for so many text tokens."""

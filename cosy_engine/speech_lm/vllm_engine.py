@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NEW_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 _PAUSES = (0.0, 1.0, 4.0, 15.0, 60.0)  # seconds before a start, by the short lives and failures before it
 _LONG_LIFE = 300.0  # seconds; a death after them counts as the first
 _ENVIRONMENT = {
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the other model runner has another interface for logits processors
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # `vllm_ras` samples
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # `vllm_ras` or `vllm_slots` samples
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which a fork would lose
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout may be where the sound goes
@@ -179,9 +179,8 @@ class VllmEngine:
                 yield ids
 
     def _sampling(self, generation: Generation) -> SamplingParams:
-        """Greedy, since `vllm_ras` leaves no choice."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        """Greedy, since our sampling leaves no choice."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         return SamplingParams(
             temperature=0.0,
@@ -302,9 +301,9 @@ def _engine_arguments(export: Path, settings: VllmSettings) -> dict[str, Any]:
         "model": str(export),
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
-        "logits_processors": ["cosy_engine.speech_lm.vllm_ras:RasLogitsProcessor"],
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "stream_interval": 3,  # ids 1, 4, 7 .. 28 come with those before them: half the work of this process
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "max_num_seqs": settings.max_num_seqs,
         "max_model_len": settings.max_model_len,
@@ -320,10 +319,27 @@ def _make(arguments: dict[str, Any], made: list[AsyncLLM]) -> None:
     """
     with _environment():
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         register()
-        made.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+        # As a server: without a context, vLLM takes no more than 2048 tokens of prompts a step on a large GPU either.
+        engine_arguments = AsyncEngineArgs(**_sampling_arguments() | arguments)
+        made.append(AsyncLLM.from_engine_args(engine_arguments, usage_context=UsageContext.OPENAI_API_SERVER))
+
+
+def _sampling_arguments() -> dict[str, Any]:
+    """How vLLM comes to sample as we do: `vllm_slots` in its V2 model runner, which a CPU has not, or `vllm_ras`.
+
+    V2 asks less of the host thread, so it is wanted if it can be had; VLLM_USE_V2_MODEL_RUNNER=0 keeps V1.
+    """
+    from vllm.platforms import current_platform
+    from vllm.triton_utils import HAS_TRITON
+
+    os.environ.setdefault(_NEW_RUNNER, str(int(current_platform.is_cuda() and HAS_TRITON)))
+    if os.environ[_NEW_RUNNER] == "1":
+        return {"worker_extension_cls": "cosy_engine.speech_lm.vllm_worker.Worker"}
+    return {"logits_processors": ["cosy_engine.speech_lm.vllm_ras:RasLogitsProcessor"]}
 
 
 @contextmanager

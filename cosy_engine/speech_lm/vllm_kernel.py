@@ -1,4 +1,5 @@
-"""`sampling.choose` as one Triton kernel, for vLLM on an NVIDIA GPU; nothing else here needs Triton.
+"""`sampling.choose` and `vllm_slots.choose` as one Triton kernel each, for vLLM on an NVIDIA GPU; nothing else here
+needs Triton.
 
 The torch form is some eighty operations a step, more than vLLM launches for the model, which is in CUDA graphs.
 """
@@ -11,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cosy_engine.speech_lm import sampling
+from cosy_engine.speech_lm.vllm_slots import Batch
 
 _WARPS = 16  # a row; its values fill their registers
 
@@ -22,6 +24,30 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
     block = triton.next_power_of_2(size + 1)
     _choose[(batch,)](logits, logits.stride(0), rows, rows.shape[1], chosen, size, BLOCK=block, num_warps=_WARPS)
     return chosen
+
+
+def choose_in_slots(batch: Batch, table: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """As `vllm_slots.choose`."""
+    rows, size = batch.logits.shape
+    chosen = torch.empty(rows, dtype=torch.int64, device=table.device)
+    sampled = torch.empty(rows, dtype=torch.int32, device=table.device)
+    _choose_in_slots[(rows,)](
+        batch.logits,
+        batch.logits.stride(0),
+        batch.slot,
+        batch.token,
+        batch.positions,
+        batch.ids,
+        table,
+        table.shape[1],
+        chosen,
+        sampled,
+        codes,
+        size,
+        BLOCK=triton.next_power_of_2(size + 1),
+        num_warps=_WARPS,
+    )
+    return chosen, sampled
 
 
 def agrees(device: torch.device, size: int) -> bool:
@@ -44,7 +70,7 @@ def agrees(device: torch.device, size: int) -> bool:
 
 @triton.jit(do_not_specialize=["columns"])
 def _choose(logits, stride, rows, columns, out, size, BLOCK: tl.constexpr):
-    """One row a program. What is computed is written at `sampling.ras_distribution`; all of it is in float64."""
+    """One row a program."""
     row = tl.program_id(0)
     ids = tl.arange(0, BLOCK)
     given = rows + row * columns
@@ -53,19 +79,73 @@ def _choose(logits, stride, rows, columns, out, size, BLOCK: tl.constexpr):
     top_k = tl.load(given + 2)
     too_often = tl.load(given + 3)
     excluded = tl.load(given + 4)
+    x = tl.load(logits + row * stride + ids, mask=ids < size, other=0.0).to(tl.float32)
+    chosen = _draw(x, size, uniform, top_p, top_k, too_often, excluded, given + 5, columns - 5, -1, uniform, BLOCK)
+    tl.store(out + row * (size + 1) + ids, tl.where(ids == chosen, 0.0, float("-inf")), mask=ids <= size)
 
-    x = tl.load(logits + row * stride + ids, mask=ids < size, other=0.0)
+
+@triton.jit
+def _choose_in_slots(
+    logits, stride, slots, tokens, positions, token_ids, table, columns, out, sampled, codes, size, BLOCK: tl.constexpr
+):
+    """One row a program; the table's columns are those of `vllm_slots`."""
+    row = tl.program_id(0)
+    ids = tl.arange(0, BLOCK)
+    given = table + tl.load(slots + row).to(tl.int64) * columns
+    top_p = tl.load(given)
+    top_k = tl.load(given + 1)
+    too_often = tl.load(given + 2)
+    fewest = tl.load(given + 3).to(tl.int32)
+    prompt = tl.load(given + 4).to(tl.int32)
+    complete_from = tl.load(given + 5).to(tl.int32)
+    earlier = tl.load(given + 6).to(tl.int32)
+    window = tl.load(given + 7).to(tl.int32)
+    count = tl.load(given + 8).to(tl.int32)
+    ring = given + 9
+    token = tl.load(tokens + row)
+    known = tl.load(positions + token).to(tl.int32) + 1
+    step = known - prompt
+    complete = known >= complete_from
+    fresh = complete & (step > 0)  # the last id was drawn here, in the step before
+    place = tl.where(fresh, (earlier + tl.maximum(step, 1) - 1) % window, -1)
+    last = tl.load(token_ids + token).to(tl.float64)
+    uniform = tl.load(ring + window + tl.minimum(tl.maximum(step, 0), count - 1))
+    excluded = tl.where(step < fewest, codes, size)
+    x = tl.load(logits + row * stride + ids, mask=ids < size, other=0.0).to(tl.float32)
+    chosen = _draw(x, size, uniform, top_p, top_k, too_often, excluded, ring, window, place, last, BLOCK)
+    tl.store(ring + place, last, mask=fresh)
+    tl.store(out + row, chosen.to(tl.int64))
+    tl.store(sampled + row, complete.to(tl.int32))
+
+
+@triton.jit
+def _draw(x, size, uniform, top_p, top_k, too_often, excluded, ring, window, late, last, BLOCK: tl.constexpr):
+    """The id for scores x. What is computed is written at `sampling.ras_distribution`; all of it is in float64.
+
+    The recent ids are those of the ring, but for `last`, which is not there yet, in place `late`, if not negative.
+    """
+    ids = tl.arange(0, BLOCK)
     broken = tl.max((~(tl.abs(x) < float("inf"))).to(tl.int32)) > 0
     x = tl.where((ids < size) & (ids < excluded), tl.where(broken, 0.0, x), float("-inf")).to(tl.float64)
     p = tl.exp(x - tl.max(x))
     p *= 1 / tl.sum(p)
 
     # The nucleus's least likely member is the smallest value with fewer than top_k values above it that sum to less
-    # than top_p. Floats that are not negative are ordered as their bits are, so it is searched for bit by bit.
+    # than top_p. Floats that are not negative are ordered as their bits are. Few values are as large, as a rule,
+    # so it is searched for from the top, value by value, and bit by bit only if it is far down.
     bits = p.to(tl.int64, bitcast=True)
     highest = tl.max(bits)
     low = highest * 0
     least = highest
+    tries = 0
+    while (low < least) & (tries < 32):
+        below = tl.max(tl.where(bits < least, bits, 0))
+        above = bits > below
+        if (tl.sum(tl.where(above, p, 0.0)) < top_p) & (tl.sum(above.to(tl.int32)) < top_k):
+            least = below
+        else:
+            low = least
+        tries += 1
     while low < least:
         middle = (low + least) >> 1
         above = bits > middle
@@ -83,9 +163,10 @@ def _choose(logits, stride, rows, columns, out, size, BLOCK: tl.constexpr):
     n *= 1 / tl.sum(n)
 
     occurrences = tl.zeros([BLOCK], tl.int32)
-    column = 5
-    while column < columns:
-        occurrences += (ids == tl.load(given + column).to(tl.int32)).to(tl.int32)
+    column = 0
+    while column < window:
+        recent = tl.where(column == late, last, tl.load(ring + column))
+        occurrences += (ids == recent.to(tl.int32)).to(tl.int32)
         column += 1
     top = tl.argmax(p, 0)
     rest = tl.where(ids == top, tl.sum(tl.where(ids == top, 0.0, p)), 1 - p)
@@ -96,5 +177,4 @@ def _choose(logits, stride, rows, columns, out, size, BLOCK: tl.constexpr):
 
     cumulative = tl.cumsum(probabilities)
     reached = (cumulative > uniform * tl.max(cumulative)) & (probabilities > 0)
-    chosen = tl.where(broken, size, tl.min(tl.where(reached, ids, size)))
-    tl.store(out + row * (size + 1) + ids, tl.where(ids == chosen, 0.0, float("-inf")), mask=ids <= size)
+    return tl.where(broken, size, tl.min(tl.where(reached, ids, size)))

@@ -45,11 +45,20 @@ class VllmSpeechLM:
         self.engine = VllmEngine(export, settings, self._vocabulary.not_a_number, warm_up)
 
     async def generate(self, request: SpeechLMRequest) -> AsyncGenerator[int, None]:
-        """Speech codes for `request.text`, as they are generated."""
-        prompt = self._vocabulary.prompt(request.prompt_text + request.text, request.prompt_speech)
-        async with aclosing(self._codes(request, prompt, [], request.length_limits(len(request.text)))) as codes:
-            async for code in codes:
-                yield code
+        """Speech codes for `request.text`, as they are generated.
+
+        After `request.first` of them the request ends; whoever wants more begins another one that continues it, whose
+        keys and values are mostly there.
+        """
+        sequence = self._vocabulary.prompt(request.prompt_text + request.text, request.prompt_speech)
+        decoded: list[int] = []
+        fewest, most = request.length_limits(len(request.text))
+        for until in (most,) if request.first is None else (min(request.first, most), most):
+            async with aclosing(self._codes(request, sequence, decoded, (fewest, until))) as codes:
+                async for code in codes:
+                    yield code
+            if len(decoded) < until:
+                return
 
     async def generate_bistream(self, request: SpeechLMRequest, text: AsyncIterator[int]) -> AsyncGenerator[int, None]:
         """Speech codes for `request.text` and what arrives from `text`, in the blocks of `decoding.bistream`."""
@@ -109,5 +118,6 @@ class VllmSpeechLM:
                 param="text",
                 code="too_long_together",
             )
-        extra = ras_argument(request.sampling, request.seed, decoded, fewest)
+        patience = request.patience if decoded else 0.0
+        extra = ras_argument(request.sampling, request.seed, decoded, fewest, patience)
         return Generation(list(sequence), min(most, room), self._vocabulary.stop_ids, extra)

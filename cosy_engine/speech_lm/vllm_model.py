@@ -36,6 +36,13 @@ class CosyVoice2ForCausalLM(nn.Module):
         )
         self.logits_processor = LogitsProcessor(config.speech_rows)
 
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """For the V2 model runner, which asks the model how its requests are sampled."""
+        from cosy_engine.speech_lm.vllm_state import RasModelState
+
+        return RasModelState
+
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """Ids [n] of the merged vocabulary -> [n, D]."""
         return self.model.embed_input_ids(input_ids)

@@ -1,8 +1,8 @@
 """What vLLM and this project have to know of each other; imports neither vLLM nor torch.
 
 `register` is the entry point `vllm.general_plugins` of an installed package, which vLLM calls in each of its
-processes. From a source tree nothing is installed: there `vllm_ras`, which every worker imports by name before it loads
-the model, calls it.
+processes. From a source tree nothing is installed: there `vllm_ras` or `vllm_worker`, of which every worker imports one
+by name before it loads the model, calls it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ def register() -> None:
         ModelRegistry.register_model(ARCHITECTURE, f"cosy_engine.speech_lm.vllm_model:{ARCHITECTURE}")
 
 
-def ras_argument(settings: SamplingSettings, seed: int, decoded: list[int], fewest: int) -> dict[str, Any]:
-    """What vLLM's `SamplingParams.extra_args` has to hold for `vllm_ras`.
+def ras_argument(
+    settings: SamplingSettings, seed: int, decoded: list[int], fewest: int, patience: float = 0.0
+) -> dict[str, Any]:
+    """What vLLM's `SamplingParams.extra_args` has to hold for `vllm_ras` and `vllm_slots`.
 
     Args:
         decoded: the request's codes so far, when its prompt ends with some of them.
         fewest: how many more codes must come before an id may end the speech.
+        patience: seconds that a code may take longer.
     """
     recent = decoded[-settings.win_size :]
-    values = {"seed": seed, "drawn": len(decoded), "recent": recent, "fewest": fewest}
+    values = {"seed": seed, "drawn": len(decoded), "recent": recent, "fewest": fewest, "patience": patience}
     return {RAS_ARGUMENT: values | {"settings": asdict(settings)}}
 
 

@@ -1,4 +1,4 @@
-"""Repetition-aware sampling inside vLLM: a logits processor of its V1 model runner.
+"""Repetition-aware sampling inside vLLM: a logits processor of its V1 model runner; `vllm_slots` is for V2.
 
 Each row's id is drawn here, from the closed form of `sampling.ras_distribution` with the request's own random numbers,
 and all other ids of the row are excluded, so that vLLM's greedy choice takes it. So the same request with the same seed

@@ -10,8 +10,13 @@ import torch
 _T = TypeVar("_T")
 
 
-def captured(run: Callable[[], _T], device: torch.device) -> Callable[[], _T]:
-    """`run` as a CUDA graph. It reads the same tensors each time, and its results are the same tensors each time."""
+def captured(run: Callable[[], _T], device: torch.device, *, pool: tuple[int, int] | None = None) -> Callable[[], _T]:
+    """`run` as a CUDA graph. It reads the same tensors each time, and its results are the same tensors each time.
+
+    Args:
+        pool: memory of a `torch.cuda.graph_pool_handle` that graphs share which run one after the other; each keeps
+            for itself only its results.
+    """
     with torch.cuda.device(device):
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
@@ -20,7 +25,7 @@ def captured(run: Callable[[], _T], device: torch.device) -> Callable[[], _T]:
                 run()
         torch.cuda.current_stream().wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             results = run()
 
     def replay() -> _T:

@@ -104,7 +104,8 @@ class Scheduler:
                     self._end(job)
                 elif job.work is None:
                     self._go_on(job)
-            self._run([job for job in urgent if job.work is not None])
+            begun = [job for job in urgent if job.work is not None]
+            self._run([job for job in begun if not job.work.waits] or begun[:1])
         for job in list(self._jobs):
             self._end(job, error=_stopped())
 

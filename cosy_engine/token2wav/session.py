@@ -13,8 +13,8 @@ from cosy_engine.modules.streaming import State, state_bytes
 from cosy_engine.token2wav.hops import Pace, first_hop, hops
 from cosy_engine.token2wav.memory import StreamMemory
 from cosy_engine.token2wav.speed import StreamingSpeed
-from cosy_engine.token2wav.voice_states import FlowPrompt, VoiceStates
-from cosy_engine.token2wav.work import Encode, EulerSteps, Making, Vocode
+from cosy_engine.token2wav.voice_states import FlowPrompt, VoiceStates, has_room
+from cosy_engine.token2wav.work import Encode, EulerSteps, Making, Room, Vocode
 
 
 class StreamSession:
@@ -46,13 +46,12 @@ class StreamSession:
         self._flow_state: State | None = None
         self._vocoder_state: State = hift.init_state(1, self._given.feat.device, torch.float32, seed=seed)
         self._speed = StreamingSpeed(speed)
-        held_back = hift.lookahead_frames / flow.token_mel_ratio
-        usual = flow.chunk_size - flow.pre_lookahead_len
-        first = hop_settings.token_hop_len_first or first_hop(usual, held_back, pace)
+        first, held_back = first_tokens(flow, hift, hop_settings, pace), tokens_held_back(flow, hift)
         self._fed = [voices.position(self._given)]  # where the flow's chunks ended
         self._end = self._prompt_tokens + first
         self._hops: Iterator[int] = hops(first, held_back, pace, hop_settings)
         self._finished = False
+        self._making = False
 
     def push(self, tokens: Sequence[int]) -> None:
         """More speech tokens."""
@@ -76,16 +75,27 @@ class StreamSession:
         """Do what needs no token yet: the part of the flow that depends on the voice alone."""
         if self._flow_state is None:
             self._flow_state = yield from self._voices.after(self._prompt, self._given)
+            self._memory.keep(self, 0)  # it is the voice's
+
+    @property
+    def in_pages(self) -> bool:
+        """Whether the flow's state is in the pages of its estimator's pool."""
+        return self._flow_state is not None and "stream" in self._flow_state["decoder"]
+
+    def forget(self) -> bool:
+        """Let go of the flow's state, which the next chunk makes again; False while it is used."""
+        if self._making:
+            return False
+        self._flow_state = None
+        return True
 
     def chunk(self) -> Making[Tensor]:
         """The next chunk of sound, `[samples]` float32; it may be empty."""
         finalize = len(self._tokens) < self._end + self._flow.pre_lookahead_len
         end = len(self._tokens) if finalize else self._end
-        if self._flow_state is None:
-            yield from self.prepare()
-            for earlier in _together(self._fed, self._flow.chunk_size):
-                yield from self._mel(*earlier, finalize=False)
+        yield from self._remember(end)
         mel = yield from self._mel(self._fed[-1], end, finalize=finalize)
+        self._making = False
         if not self._memory.keep(self, 0 if finalize else state_bytes(self._flow_state)):
             self._flow_state = None
         self._fed.append(end)
@@ -95,6 +105,25 @@ class StreamSession:
         )
         yield vocode
         return vocode.sound[0]
+
+    def _remember(self, end: int) -> Making[None]:
+        """Have the flow's state of what was fed before, with room for the tokens up to `end`."""
+        room = Room(lambda: self._reserve(end - self._fed[-1]))
+        if room.waits:
+            yield room  # meanwhile others may need what this stream has
+        if room.refused:
+            self._flow_state = None
+        self._making = True
+        if self._flow_state is None:
+            yield from self.prepare()
+            if not (yield from has_room(self._flow_state, (end - self._fed[0]) * self._flow.token_mel_ratio)):
+                self._flow_state = yield from self._voices.after_outside(self._given)
+            for earlier in _together(self._fed, self._flow.chunk_size):
+                yield from self._mel(*earlier, finalize=False)
+
+    def _reserve(self, tokens: int) -> bool:
+        frames = tokens * self._flow.token_mel_ratio
+        return not self.in_pages or self._flow_state["decoder"]["stream"].reserve(frames)
 
     def _mel(self, start: int, end: int, *, finalize: bool) -> Making[Tensor]:
         """Mel `[1, 80, frames]` of the tokens from `start` to `end`, without the prompt's frames."""
@@ -109,6 +138,17 @@ class StreamSession:
         )
         yield EulerSteps(self._flow.decoder, trajectory)
         return trajectory.x[:, :, max(0, len(self._given.feat) - first_frame) :]
+
+
+def tokens_held_back(flow: nn.Module, hift: nn.Module) -> float:
+    """How many of a stream's tokens are not heard yet though they are mel: those that the vocoder looks ahead to."""
+    return hift.lookahead_frames / flow.token_mel_ratio
+
+
+def first_tokens(flow: nn.Module, hift: nn.Module, settings: HopSettings, pace: Pace) -> int:
+    """Tokens of a stream's first chunk, without those that the flow looks ahead to."""
+    usual = flow.chunk_size - flow.pre_lookahead_len
+    return settings.token_hop_len_first or first_hop(usual, tokens_held_back(flow, hift), pace)
 
 
 def _together(ends: Sequence[int], chunk_size: int) -> Iterator[tuple[int, int]]:

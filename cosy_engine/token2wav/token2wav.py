@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from cosy_engine.config import HopSettings
 from cosy_engine.frontend import Prompt
 from cosy_engine.token2wav.hops import PACES
-from cosy_engine.token2wav.memory import StreamMemory, default_stream_memory, default_voice_cache
-from cosy_engine.token2wav.session import StreamSession
+from cosy_engine.token2wav.memory import PooledMemory, StreamMemory, default_stream_memory, default_voice_cache
+from cosy_engine.token2wav.session import StreamSession, first_tokens
 from cosy_engine.token2wav.speed import change_speed
 from cosy_engine.token2wav.upstream_exact import UpstreamSession
 from cosy_engine.token2wav.voice_states import FlowPrompt, VoiceStates
@@ -81,7 +81,8 @@ class Token2Wav:
 
     Args:
         voice_cache: bytes that the flow's states of prompts may take on the device, and again in host memory.
-        stream_memory: bytes that the streams may keep between their chunks. For the defaults see memory.py.
+        stream_memory: bytes that the streams may keep between their chunks, where the flow's estimator has no pool of
+            its own for them. For the defaults see memory.py.
     """
 
     def __init__(
@@ -98,7 +99,11 @@ class Token2Wav:
         devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
         voice_cache = default_voice_cache(device) if voice_cache is None else voice_cache
         self._voices = VoiceStates(flow, [(where, voice_cache) for where in devices])
-        self._memory = StreamMemory(default_stream_memory(device) if stream_memory is None else stream_memory)
+        pool = getattr(flow.decoder.estimator, "pool", None)
+        if pool is None:
+            self._memory = StreamMemory(default_stream_memory(device) if stream_memory is None else stream_memory)
+        else:
+            self._memory = PooledMemory(pool)
         self._pace = PACES[device.type]
         self._upstream_hop = {"token_hop_len": 25} if upstream_exact else None
 
@@ -106,6 +111,10 @@ class Token2Wav:
         """Compute what depends on the voice alone before it is first used."""
         if self._upstream_hop is None and prompt not in self._voices:
             yield from self._voices.after(prompt, FlowPrompt(self.flow, prompt))
+
+    def first_tokens(self, hops: HopSettings) -> int:
+        """Tokens that a stream's first chunk waits for."""
+        return first_tokens(self.flow, self.hift, hops, self._pace) + self.flow.pre_lookahead_len
 
     def session(self, prompt: Prompt, hops: HopSettings, *, stream: bool, seed: int, speed: float = 1.0) -> Session:
         """A new stream in the voice of `prompt`; `seed` chooses the vocoder's noise."""

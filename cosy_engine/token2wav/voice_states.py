@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
 
 from cosy_engine.frontend import Prompt
 from cosy_engine.modules.streaming import State, fork_state, init_state, move_state, state_bytes
-from cosy_engine.token2wav.work import EulerSteps, Making
+from cosy_engine.token2wav.pages import StoredStream
+from cosy_engine.token2wav.work import EulerSteps, Making, Room
 
 _TOKENS_AT_A_TIME = 200  # whole mask chunks; others get a turn in between
 
@@ -49,11 +51,11 @@ class _Tier:
     def put(self, key: bytes, state: State) -> list[tuple[bytes, State]]:
         """Add a state as the latest; returns those that there is no room for."""
         self.states[key] = move_state(state, self.device)
-        self.held += state_bytes(state)
+        self.held += state_bytes(self.states[key])
         dropped = []
         while self.held > self.budget:
-            dropped.append(self.states.popitem(last=False))
-            self.held -= state_bytes(dropped[-1][1])
+            oldest = next(iter(self.states))
+            dropped.append((oldest, self.take(oldest)))
         return dropped
 
     def take(self, key: bytes) -> State | None:
@@ -73,6 +75,9 @@ class VoiceStates:
     def __init__(self, flow: nn.Module, tiers: Sequence[tuple[torch.device, int]]) -> None:
         self._flow = flow
         self._tiers = [_Tier(device, budget) for device, budget in tiers]
+        pool = getattr(flow.decoder.estimator, "pool", None)
+        if pool is not None:
+            pool.reclaimers.append(WeakMethod(self._reclaim))
 
     @property
     def held(self) -> list[int]:
@@ -91,24 +96,62 @@ class VoiceStates:
         """A state that has been fed the prompt up to `position`; the caller may go on from it."""
         key = _digest(prompt)
         state = next((found for tier in self._tiers if (found := tier.take(key)) is not None), None)
-        if state is None:
-            state = yield from self._feed(given)
-        state = move_state(state, given.feat.device)
+        if state is not None:
+            state = move_state(state, given.feat.device)
+        if state is None or isinstance(state["decoder"].get("stream"), StoredStream):  # there was no room for it
+            state = move_state((yield from self._fed(given)), given.feat.device)  # without room for more
         going_on = fork_state(state)
-        moving = [(key, state)]
-        for tier in self._tiers:
-            moving = [dropped for entry in moving for dropped in tier.put(*entry)]
+        self._put(0, key, state)
         return going_on
 
-    def _feed(self, given: FlowPrompt) -> Making[State]:
+    def _put(self, first: int, key: bytes, state: State) -> None:
+        """Into a tier; what that has no room for goes to the next."""
+        moving = [(key, state)]
+        for tier in self._tiers[first:]:
+            moving = [dropped for entry in moving for dropped in tier.put(*entry)]
+
+    def _reclaim(self) -> bool:
+        """Move the state that has not been used for longest, and is not in use, to the next tier."""
+        tier = self._tiers[0]
+        for key, state in tier.states.items():
+            stream = state["decoder"].get("stream")
+            if stream is not None and all(map(stream.pool.alone, stream.pages)):
+                self._put(1, key, tier.take(key))
+                return True
+        return False
+
+    def after_outside(self, given: FlowPrompt) -> Making[State]:
+        """The same in memory of its own, for a stream that is too long for the estimator's pool; it is not kept."""
+        state = init_state(self._flow, 1, given.feat.device, given.feat.dtype)
+        state["decoder"] = {"offset": 0, "steps": {}}
+        yield from self._feed(given, state)
+        return state
+
+    def _fed(self, given: FlowPrompt) -> Making[State]:
+        state = init_state(self._flow, 1, given.feat.device, given.feat.dtype)
+        if (yield from has_room(state, self.position(given) * self._flow.token_mel_ratio)):
+            yield from self._feed(given, state)
+            return state
+        return (yield from self.after_outside(given))
+
+    def _feed(self, given: FlowPrompt, state: State) -> Making[None]:
         flow, position = self._flow, self.position(given)
-        state = init_state(flow, 1, given.feat.device, given.feat.dtype)
         for start in range(0, position, _TOKENS_AT_A_TIME):
             end = min(start + _TOKENS_AT_A_TIME, position)
             token = given.token[None, start : end + flow.pre_lookahead_len]
             cond = given.condition(start * flow.token_mel_ratio, end * flow.token_mel_ratio)
             yield EulerSteps(flow.decoder, flow.begin_chunk(token, cond, given.speaker, state, finalize=False))
-        return state
+
+
+def has_room(state: State, frames: int) -> Making[bool]:
+    """Wait for pages for so many frames more; False: there are not as many. A state outside of a pool has room."""
+    stream = state["decoder"].get("stream")
+    if stream is None:
+        return True
+    room = Room(lambda: stream.reserve(frames))
+    if room.waits:
+        yield room
+    return not room.refused
 
 
 def _digest(prompt: Prompt) -> bytes:

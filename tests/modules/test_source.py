@@ -12,6 +12,7 @@ from cosy_engine.modules.source import (
     gaussian_noise,
     public_uniform_noise,
 )
+from cosy_engine.modules.streaming import State, stack_states
 
 CPU = torch.device("cpu")
 
@@ -63,6 +64,22 @@ def test_excitation_does_not_depend_on_the_chunks(causal: bool) -> None:
     parts = [source(f0[:, i : i + 7], state, finalize=i == 56) for i in range(0, 60, 7)]
     assert whole.shape == (1, 1, 60 * 480)
     torch.testing.assert_close(torch.cat(parts, dim=-1), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_may_end_within_a_call(causal: bool) -> None:
+    """The phase stands still after the last frame's centre, as when the row is finalized there."""
+    source, ends = make_source(causal), [0, 0, 1, 1, 7, 8, 11, 1000]
+    f0 = torch.stack([torch.tensor([300.0, 0.0, 0.0, 200.0]).repeat(8)[row : row + 24] for row in range(8)])
+    states: list[State] = [{"noise_position": torch.tensor([100 * row])} for row in range(8)]
+    for row, state in zip(f0.split(1), states, strict=True):
+        source(row[:, :12], state, finalize=False)
+    state = stack_states(states)
+    state["end"] = torch.tensor(ends)
+    got = source(f0[:, 12:], state, finalize=False)
+    for row, own, end, excitation in zip(f0.split(1), states, ends, got, strict=True):
+        want = source(row[:, 12 : 12 + end], own, finalize=end <= 12)[0]
+        torch.testing.assert_close(excitation[:, : want.shape[1]], want, atol=1e-6, rtol=0)
 
 
 def test_fixed_noise_continues_across_blocks_and_repeats() -> None:

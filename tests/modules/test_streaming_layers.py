@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.parametrizations import weight_norm
 
-from cosy_engine.modules.streaming import State, state_bytes
+from cosy_engine.modules.streaming import State, stack_states, state_bytes
 from cosy_engine.modules.streaming_layers import (
     STFT,
     InverseSTFT,
@@ -18,6 +18,15 @@ from cosy_engine.modules.streaming_layers import (
     StreamingConvTranspose1d,
     fold_weight_norm,
 )
+
+
+class Inverse(InverseSTFT):
+    """Takes magnitude and phase as one tensor."""
+
+    def forward(self, x: Tensor, state: State, *, finalize: bool) -> Tensor:
+        magnitude, phase = x.chunk(2, dim=1)
+        return super().forward(magnitude, phase, state, finalize=finalize)
+
 
 CHUNKS = [[1] * 40, [7, 0, 30, 3], [39, 1], [40]]
 
@@ -80,14 +89,38 @@ def test_stft_and_its_inverse(chunks: list[int]) -> None:
     spectrum = torch.stft(x, 16, 4, window=window, return_complex=True)
     torch.testing.assert_close(feed(STFT(16, 4), x, chunks), torch.cat([spectrum.real, spectrum.imag], dim=1))
 
-    polar = torch.stack([torch.rand(2, 9, 40), torch.randn(2, 9, 40)])
-    want = torch.istft(torch.polar(polar[0], polar[1]), 16, 4, window=window)
-
-    class Inverse(InverseSTFT):
-        def forward(self, x: Tensor, state: State, *, finalize: bool) -> Tensor:
-            return super().forward(x[0], x[1], state, finalize=finalize)
-
+    polar = torch.cat([torch.rand(2, 9, 40), torch.randn(2, 9, 40)], dim=1)
+    want = torch.istft(torch.polar(*polar.chunk(2, dim=1)), 16, 4, window=window)
     torch.testing.assert_close(feed(Inverse(16, 4), polar, chunks), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        StreamingConv1d(3, 4, 7, left=9, right=9, dilation=3),
+        StreamingConv1d(3, 4, 6, left=3, right=3, stride=3),
+        StreamingConv1d(3, 4, 16, left=15, right=0, upsample=8),
+        StreamingConvTranspose1d(3, 4, 11, 5),
+        STFT(16, 4),
+        Inverse(16, 4),
+    ],
+)
+def test_rows_may_end_within_a_call(layer: Callable) -> None:
+    """Up to its end each row gets what it gets alone when it is finalized there."""
+    start, rest, ends = 48, 72, [0, 1, 9, 30, 1000]
+    shape = {STFT: (5,), Inverse: (5, 18)}.get(type(layer), (5, 3))
+    x = torch.randn(*shape, start + rest, generator=torch.Generator().manual_seed(0))
+    states: list[State] = [{} for _ in ends]
+    for row, state in zip(x.split(1), states, strict=True):
+        layer(row[..., :start], state, finalize=False)
+    state = stack_states(states)
+    state["end"] = torch.tensor(ends)
+    got = layer(x[..., start:], state, finalize=False)
+    for row, own, end, values in zip(x.split(1), states, ends, got, strict=True):
+        want = layer(row[..., start : start + end], own, finalize=end <= rest)[0]
+        torch.testing.assert_close(values[..., : want.shape[-1]], want, atol=1e-5, rtol=1e-5)
+        assert want.shape[-1] <= values.shape[-1]
+    assert "end" not in state
 
 
 def test_the_state_keeps_no_more_than_it_says() -> None:

@@ -133,6 +133,27 @@ async def test_the_seed_decides_and_company_does_not(speech_lm: VllmSpeechLM) ->
     assert alone[0] == alone[1] != alone[2]
 
 
+@pytest.mark.parametrize("first", [1, 7, 1000])
+async def test_a_rest_after_the_first_codes_changes_none(
+    speech_lm: VllmSpeechLM, torch_lm: TorchSpeechLM, first: int
+) -> None:
+    requests = [replace(request(number), min_ratio=8.0) for number in range(4)]
+    resting = [replace(own, first=first) for own in requests]
+    assert await all_codes(speech_lm, resting) == await all_codes(torch_lm, requests)
+
+
+async def test_while_nobody_asks_for_more_than_the_first_codes_nothing_runs(speech_lm: VllmSpeechLM) -> None:
+    async with aclosing(speech_lm.generate(replace(request(0), min_ratio=8.0, first=5))) as codes:
+        for _ in range(5):
+            await anext(codes)
+        for _ in range(200):
+            if not speech_lm.engine.live:
+                break
+            await asyncio.sleep(0.01)
+        assert not speech_lm.engine.live
+        assert await anext(codes, None) is not None
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, RAS])
 async def test_text_that_arrives_gives_the_codes_of_pytorch(
     speech_lm: VllmSpeechLM, torch_lm: TorchSpeechLM, sampling: SamplingSettings

@@ -47,6 +47,7 @@ class Steps:
     log: list[list[str]]
     key: Hashable = "same"
     done: bool = field(default=False)
+    waits: bool = False
 
     @classmethod
     def run(cls, batch: Sequence[Steps]) -> None:

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 import torch
 
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
-from cosy_engine.modules.attention import PaddedPast
-from cosy_engine.modules.flow_matching import EstimatorInputs
+from cosy_engine.modules.attention import PagedPast
 from cosy_engine.token2wav import static_estimator
-from cosy_engine.token2wav.static_estimator import StaticEstimator, StreamSlab, _aligned
+from cosy_engine.token2wav.static_estimator import StaticEstimator
 from cosy_engine.token2wav.token2wav import Token2Wav
 from cosy_engine.token2wav.work import EulerSteps, complete
 from tests.token2wav.test_session import random_prompt, random_tokens, run
 
 MEL_TOLERANCE = 1e-4
 SOUND_TOLERANCE = 1e-3
-POSITIONS = 4 * 1024
+STEPS, MEMORY = 10, 2**28
 
 
 @pytest.fixture
 def static(model: CosyVoiceModel) -> Iterator[StaticEstimator]:
     """The model's estimator at static shapes, for one test."""
     decoder = model.flow.decoder
-    plain, decoder.estimator = decoder.estimator, StaticEstimator(decoder.estimator, positions=POSITIONS, graphs=False)
+    plain = decoder.estimator
+    decoder.estimator = StaticEstimator(plain, steps=STEPS, memory=MEMORY, graphs=False)
     yield decoder.estimator
     decoder.estimator = plain
 
@@ -80,16 +79,8 @@ def test_streams_of_other_pasts_steps_and_lengths_share_a_batch(model: CosyVoice
         torch.testing.assert_close(work.trajectory.x, alone.trajectory.x, atol=MEL_TOLERANCE, rtol=0)
 
 
-class OnePast(PaddedPast):
-    """As the kernel's: its room costs nothing, so it has one size."""
-
-
-@pytest.mark.parametrize("past", [PaddedPast, OnePast])
-def test_a_batch_with_no_room_for_it_is_run_in_parts(
-    model: CosyVoiceModel, static: StaticEstimator, past: type[PaddedPast]
-) -> None:
-    model.flow.decoder.estimator = StaticEstimator(static.estimator, positions=600, graphs=False, past=past)
-    test_streams_of_other_pasts_steps_and_lengths_share_a_batch(model, static)
+class OnePast(PagedPast):
+    """As the kernel's: pages are read where they lie, so the past has one size."""
 
 
 @torch.inference_mode()
@@ -116,16 +107,15 @@ def test_few_shapes_serve_a_stream(model: CosyVoiceModel, static: StaticEstimato
 
 @torch.inference_mode()
 def test_with_a_kernel_for_it_a_past_has_one_size(model: CosyVoiceModel, static: StaticEstimator) -> None:
-    estimator = StaticEstimator(static.estimator, positions=2048, graphs=False, past=OnePast)
-    t = estimator.time_features(torch.zeros(1)).expand(2, -1)
-    mel, spks = torch.zeros(2, 80, 50), torch.zeros(2, 80)
-    empty = partial(StreamSlab.empty, estimator._layout, 2, torch.device("cpu"), torch.float32)
-    for past in (0, 600, 1900):
-        estimator.velocities([EstimatorInputs(mel, None, mel, t, spks, mel, {"slab": empty(past=past)})])
-    assert list(estimator._steps) == [(1, 50, 1984)]
-    estimator.warm_up(2)
-    sizes = (50, 100, 200, 400)
-    assert set(estimator._steps) == {(s, n, 2048 // s - _aligned(n)) for s in (1, 2) for n in sizes}
+    model.flow.decoder.estimator = StaticEstimator(
+        static.estimator, steps=STEPS, memory=MEMORY, graphs=False, past=OnePast
+    )
+    model.flow.decoder.estimator.warm_up(2)
+    shapes = set(model.flow.decoder.estimator._steps)
+    assert shapes == {(streams, frames, 15000) for streams in (1, 2) for frames in (24, 50, 100, 150, 200, 400)}
+    session = Token2Wav(model.flow, model.hift).session(random_prompt(260), HopSettings(), stream=True, seed=7)
+    run(session, random_tokens(193))
+    assert set(model.flow.decoder.estimator._steps) == shapes
 
 
 def test_what_is_captured_before_its_first_input_is_finite(model: CosyVoiceModel, static: StaticEstimator) -> None:
@@ -135,14 +125,14 @@ def test_what_is_captured_before_its_first_input_is_finite(model: CosyVoiceModel
     with torch.inference_mode():
         static.warm_up(2)
     assert len(results) >= 8 and all(result.isfinite().all() for result in results)
-    assert static._keys_values.isfinite().all()
+    assert static.pool.pages.isfinite().all()
 
 
 def test_a_kernel_that_cannot_be_used_is_told(
     static: StaticEstimator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cosy_engine.token2wav.padded_attention", None)
-    assert static_estimator._fastest(static.estimator) is PaddedPast
+    monkeypatch.setitem(sys.modules, "cosy_engine.token2wav.paged_attention", None)
+    assert static_estimator._fastest(static.estimator) is PagedPast
     assert "not used" in caplog.text
 
 
@@ -152,20 +142,18 @@ def test_a_chunk_longer_than_the_shapes_is_served(model: CosyVoiceModel, static:
     test_a_stream_sounds_as_without(model, static, HopSettings(), 31)
 
 
+@torch.inference_mode()
 def test_streams_of_one_voice_share_its_prompt(model: CosyVoiceModel, static: StaticEstimator) -> None:
-    """What each of them holds does not grow with the prompt, and what the voice has is not changed by them."""
-    voice = StreamSlab.empty(static._layout, 2, torch.device("cpu"), torch.float32, past=500)
-    tails = torch.zeros_like(voice.tails)
-    new = torch.randn(*voice._own.shape[:4], 50, voice._own.shape[5])
-    forks = [voice.fork() for _ in range(2)]
-    for number, fork in enumerate(forks):
-        fork.append(new + number, tails)
-        fork.append(new - number, tails)
-        assert fork.length == 600
-        assert fork.nbytes < voice.nbytes / 4
-    buffer = torch.full((*new.shape[:4], 700, new.shape[5]), torch.nan)
-    forks[1].write(buffer)
-    assert torch.equal(buffer[..., :600, :], torch.cat([voice._own, new + 1, new - 1], dim=4))
-    assert voice.length == 500
-    moved = forks[1].to(torch.device("meta"))
-    assert moved.length == 600
+    """What each of them holds does not grow with the prompt."""
+    token2wav = Token2Wav(model.flow, model.hift)
+    free = [static.pool.free]
+    sessions = []
+    for seed in range(3):
+        sessions.append(token2wav.session(random_prompt(260), HopSettings(), stream=True, seed=seed))
+        sessions[-1].push(random_tokens(25))
+        complete(sessions[-1].chunk())
+        free.append(static.pool.free)
+    voice, *streams = (before - after for before, after in zip(free, free[1:], strict=False))
+    assert voice > 32 and streams == [4, 4]  # 520 frames; 50 and what the page of the prompt's end has
+    del sessions
+    assert free[0] - static.pool.free == 33  # the voice's own

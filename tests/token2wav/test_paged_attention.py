@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.kernels import AMPERE, HOPPER, compiled
+from tests.kernels import AMPERE, HOPPER, compiled, interpreted
 
-REPOSITORY = Path(__file__).parents[2]
 AGREES = """
 import sys, torch
-from cosy_engine.token2wav import padded_attention
-print(padded_attention.agrees(torch.device("cpu"), getattr(torch, sys.argv[1]), 2, 16))
+from cosy_engine.token2wav import paged_attention
+print(paged_attention.agrees(torch.device("cpu"), getattr(torch, sys.argv[1]), 2, 16))
 """
 ESTIMATORS = """
 import torch
-from cosy_engine.modules.attention import PaddedPast
+from cosy_engine.modules.attention import PagedPast
 from cosy_engine.modules.flow_matching import EstimatorInputs
-from cosy_engine.token2wav.padded_attention import TightPast
+from cosy_engine.token2wav.paged_attention import KernelPast
 from cosy_engine.token2wav.static_estimator import StaticEstimator
 from tests.modules.small_flow import small_estimator
 
@@ -34,18 +29,20 @@ for version in ("cosyvoice2", "cosyvoice3"):
     for frames in ([44, 31], [100, 20], [50, 50]):  # of two streams, the second of which begins later
         chunks.append([torch.randn(3, 2, 80, count) for count in frames])
     results = []
-    for past in (PaddedPast, TightPast):
-        static = StaticEstimator(plain, positions=2048, graphs=False, past=past)
-        states = [static.init_state(2, torch.device("cpu"), torch.float32) for _ in range(2)]
+    for past in (PagedPast, KernelPast):
+        static = StaticEstimator(plain, steps=2, memory=2**24, graphs=False, past=past)
+        states = [{"stream": static.new_stream(2), "step": 1} for _ in range(2)]
         given = torch.ones(2, 80), plain.time_features(torch.tensor([0.3])).expand(2, -1)
         with torch.inference_mode():
             for number, chunk in enumerate(chunks):
+                for (x, *_), state in zip(chunk, states):
+                    state["stream"].reserve(x.shape[2])
                 batch = [
                     EstimatorInputs(x, None, mu, given[1], given[0], cond, state)
                     for (x, mu, cond), state in zip(chunk, states)
                 ]
                 velocities = static.velocities(batch if number else batch[:1])
-        results.append([*velocities, *(state["slab"].tails for state in states)])
+        results.append([*velocities, *(state["stream"].tails[1] for state in states)])
     print(all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results)))
 """
 
@@ -55,25 +52,16 @@ pytestmark = [
 ]
 
 
-def interpreted(program: str, *arguments: str) -> list[str]:
-    """What a program prints in which Triton's kernels are interpreted, word by word."""
-    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.split()
-
-
 @pytest.mark.parametrize(("capability", "dtype"), [(AMPERE, "fp16"), (HOPPER, "bf16"), (HOPPER, "fp32")])
 @pytest.mark.parametrize("split", [False, True])
 def test_it_compiles_for_gpus(capability: int, dtype: str, split: bool) -> None:
-    from cosy_engine.token2wav.padded_attention import _attend, _join, tiles_for
+    from cosy_engine.token2wav.paged_attention import _attend, _join, tiles_for
 
-    types = dict.fromkeys(("query", "key", "value", "keys", "values", "out"), f"*{dtype}")
+    types = dict.fromkeys(("query", "key", "value", "pages", "out"), f"*{dtype}")
     types |= dict.fromkeys(("part", "best_part", "total_part"), "*fp32")
-    types |= {"lengths": "*i64", "counts": "*i64", "scale": "fp32"}
+    types |= {"table": "*i32", "steps": "*i32", "lengths": "*i64", "counts": "*i64", "scale": "fp32"}
     tiles = tiles_for(torch.float32 if dtype == "fp32" else torch.float16, 1, 1, 0, 1)
-    constants = {"D": 64, "QUERIES": tiles.queries, "KEYS": tiles.keys, "SPLIT": split}
+    constants = {"D": 64, "PAGE": 16, "QUERIES": tiles.queries, "KEYS": tiles.keys, "SPLIT": split}
     constants["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
     assert "cubin" in compiled(_attend, capability, types=types, constants=constants, **options)
@@ -86,14 +74,14 @@ def test_its_own_check_agrees(dtype: str) -> None:
 
 
 def test_the_check_notices_another_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cosy_engine.modules.attention import PaddedPast
-    from cosy_engine.token2wav import padded_attention
+    from cosy_engine.modules.attention import PagedPast
+    from cosy_engine.token2wav import paged_attention
 
-    def wrong(self: PaddedPast, *tensors: torch.Tensor, tiles: object = None) -> torch.Tensor:
-        return PaddedPast.attend(self, *tensors[:3], mask=None)
+    def wrong(self: PagedPast, *tensors: torch.Tensor, tiles: object = None) -> torch.Tensor:
+        return PagedPast.attend(self, *tensors[:3], mask=None)
 
-    monkeypatch.setattr(padded_attention.TightPast, "attend", wrong)
-    assert not padded_attention.agrees(torch.device("cpu"), torch.float32, 2, 16)
+    monkeypatch.setattr(paged_attention.KernelPast, "attend", wrong)
+    assert not paged_attention.agrees(torch.device("cpu"), torch.float32, 2, 16)
 
 
 def test_an_estimator_gives_the_same() -> None:

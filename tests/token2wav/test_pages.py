@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cosy_engine.checkpoint.load import CosyVoiceModel
+from cosy_engine.config import HopSettings
+from cosy_engine.token2wav.pages import PAGE, PagedStream, PagePool, StoredStream
+from cosy_engine.token2wav.scheduler import Scheduler, first_sound
+from cosy_engine.token2wav.static_estimator import StaticEstimator
+from cosy_engine.token2wav.token2wav import Session, Token2Wav
+from cosy_engine.token2wav.work import complete
+from tests.token2wav.test_session import random_prompt, random_tokens, run
+
+CPU = torch.device("cpu")
+SHAPE = (2, 3, 1, 4)  # steps, layers, heads, d
+TOLERANCE = 1e-3
+
+
+def pool_of(pages: int) -> PagePool:
+    """With so many pages to be had."""
+    page = PagePool(SHAPE, 0, CPU, torch.float32).page_bytes
+    return PagePool(SHAPE, (pages + 1) * page, CPU, torch.float32)
+
+
+def new_stream(pool: PagePool) -> PagedStream:
+    return PagedStream(pool, [], 0, 2 * [torch.zeros(2, 5)])
+
+
+def grow(stream: PagedStream, count: int, value: float) -> None:
+    """As the estimator does: positions are written where the stream has room."""
+    assert stream.reserve(count)
+    for position in range(stream.length, stream.length + count):
+        stream.pool.pages[stream.pages[position // PAGE], ..., position % PAGE, :] = value
+    stream.length += count
+
+
+def held(stream: PagedStream) -> list[float]:
+    """The value at each position."""
+    return [float(stream.pool.pages[stream.pages[n // PAGE], 0, 0, 0, 0, 0, n % PAGE, 0]) for n in range(stream.length)]
+
+
+def test_a_stream_takes_pages_as_it_grows_and_they_come_back() -> None:
+    pool = pool_of(4)
+    stream = new_stream(pool)
+    for count, free in ((1, 3), (15, 3), (1, 2), (40, 0)):
+        grow(stream, count, 1.0)
+        assert pool.free == free
+    assert not stream.reserve(20)
+    assert (stream.length, pool.free) == (57, 0)
+    del stream
+    assert pool.free == 4
+
+
+def test_forks_share_pages_and_never_write_into_them() -> None:
+    pool = pool_of(8)
+    voice = new_stream(pool)
+    grow(voice, 20, 1.0)
+    first, second = voice.fork(), voice.fork()
+    assert pool.free == 6 and first.nbytes < voice.nbytes
+    grow(first, 20, 2.0)
+    grow(second, 3, 3.0)
+    grow(voice, 2, 4.0)
+    assert held(voice) == 20 * [1] + 2 * [4]
+    assert held(first) == 20 * [1] + 20 * [2]
+    assert held(second) == 20 * [1] + 3 * [3]
+    assert pool.free == 3  # two more for the first one, one for the second
+    fork_of_fork = first.fork()
+    del voice, first
+    assert held(fork_of_fork) == 20 * [1] + 20 * [2]
+    del second, fork_of_fork
+    assert pool.free == 8
+
+
+def test_a_fork_at_a_pages_end_copies_nothing() -> None:
+    pool = pool_of(3)
+    voice = new_stream(pool)
+    grow(voice, PAGE, 1.0)
+    fork = voice.fork()
+    grow(fork, 1, 2.0)
+    assert pool.free == 1
+
+
+def test_what_is_moved_out_comes_back_if_there_is_room() -> None:
+    pool = pool_of(4)
+    stream = new_stream(pool)
+    grow(stream, 20, 1.0)
+    stored = stream.to(torch.device("meta"))
+    assert isinstance(stored, StoredStream)
+    stored = StoredStream(pool, pool.pages[stream.pages].clone(), stream.length, stream.tails)
+    again = stored.to(CPU)
+    grow(stream, 1, 2.0)
+    assert held(again) == 20 * [1]
+    assert stored.to(CPU) is stored  # no room
+    del again
+    assert isinstance(stored.to(CPU), PagedStream)
+
+
+def test_who_can_do_without_lets_go() -> None:
+    class Owner:
+        def __init__(self, stream: PagedStream) -> None:
+            self.stream: PagedStream | None = stream
+
+        def let_go(self) -> bool:
+            had, self.stream = self.stream, None
+            return had is not None
+
+    from weakref import WeakMethod
+
+    pool = pool_of(4)
+    owners = [Owner(new_stream(pool)) for _ in range(3)]
+    for owner in owners:
+        grow(owner.stream, PAGE, 1.0)
+        pool.reclaimers.append(WeakMethod(owner.let_go))
+    stream = new_stream(pool)
+    assert stream.reserve(2 * PAGE)
+    assert [owner.stream is None for owner in owners] == [True, False, False]
+    assert stream.reserve(4 * PAGE)
+    assert all(owner.stream is None for owner in owners)
+    assert not stream.reserve(5 * PAGE)
+
+
+@pytest.fixture(params=[2, 12, 30, 60, 1000], ids=lambda pages: f"{pages} pages")
+def pages(request: pytest.FixtureRequest, model: CosyVoiceModel) -> Iterator[int]:
+    """The model's estimator with so many pages: for no chunk, for no whole stream, for one, for some, for all."""
+    decoder = model.flow.decoder
+    plain = decoder.estimator
+    page = StaticEstimator(plain, steps=10, memory=0, graphs=False).pool.page_bytes
+    decoder.estimator = StaticEstimator(plain, steps=10, memory=(request.param + 1) * page, graphs=False)
+    yield request.param
+    decoder.estimator = plain
+
+
+def alone(model: CosyVoiceModel, seed: int, prompt: int, count: int) -> torch.Tensor:
+    """What a stream sounds like without pages."""
+    static, model.flow.decoder.estimator = model.flow.decoder.estimator, model.flow.decoder.estimator.estimator
+    session = session_of(Token2Wav(model.flow, model.hift), seed, prompt)
+    sound = torch.cat(run(session, random_tokens(count, seed)))
+    model.flow.decoder.estimator = static
+    return sound
+
+
+def session_of(token2wav: Token2Wav, seed: int, prompt: int) -> Session:
+    return token2wav.session(random_prompt(prompt, seed), HopSettings(), stream=True, seed=seed)
+
+
+STREAMS = [(0, 31, 120), (1, 77, 60), (2, 150, 193), (3, 31, 20)]  # seed, prompt's tokens, tokens
+
+
+def test_streams_sound_the_same_however_few_pages_there_are(model: CosyVoiceModel, pages: int) -> None:
+    """Chunk by chunk in turn, so that each has to let go for the others."""
+    token2wav = Token2Wav(model.flow, model.hift)
+    sessions = [session_of(token2wav, seed, prompt) for seed, prompt, _ in STREAMS]
+    sounds: list[list[torch.Tensor]] = [[] for _ in STREAMS]
+    with torch.inference_mode():
+        for session, (seed, _, count) in zip(sessions, STREAMS, strict=True):
+            session.push(random_tokens(count, seed))
+            session.finish()
+        while not all(session.done for session in sessions):
+            for session, sound in zip(sessions, sounds, strict=True):
+                if not session.done:
+                    sound.append(complete(session.chunk()))
+    for stream, sound in zip(STREAMS, sounds, strict=True):
+        torch.testing.assert_close(torch.cat(sound), alone(model, *stream), atol=TOLERANCE, rtol=0)
+    pool = model.flow.decoder.estimator.pool
+    del sessions, session, token2wav
+    assert pool.free == pages
+
+
+def test_streams_at_work_at_once_wait_for_each_other(model: CosyVoiceModel, pages: int, tmp_path: Path) -> None:
+    token2wav, scheduler = Token2Wav(model.flow, model.hift), Scheduler(4, CPU)
+
+    async def listen(seed: int, prompt: int, count: int) -> torch.Tensor:
+        session = session_of(token2wav, seed, prompt)
+        session.push(random_tokens(count, seed))
+        session.finish()
+        sound = []
+        while not session.done:
+            sound.append(await scheduler.run(session.chunk(), first_sound(seed)))
+        return torch.cat(sound)
+
+    async def together() -> list[torch.Tensor]:
+        return await asyncio.wait_for(asyncio.gather(*(listen(*stream) for stream in STREAMS)), 120)
+
+    try:
+        sounds = asyncio.run(together())
+    finally:
+        scheduler.close()
+    for stream, sound in zip(STREAMS, sounds, strict=True):
+        torch.testing.assert_close(sound, alone(model, *stream), atol=TOLERANCE, rtol=0)
+    assert model.flow.decoder.estimator.pool.free + len(token2wav._voices._tiers[0].states) * 20 >= 0
+
+
+def test_a_cancelled_chunk_gives_its_pages_back(model: CosyVoiceModel, pages: int) -> None:
+    pool = model.flow.decoder.estimator.pool
+    session = session_of(Token2Wav(model.flow, model.hift), 0, 31)
+    session.push(random_tokens(60))
+    with torch.inference_mode():
+        making = session.chunk()
+        for _ in range(3):
+            work = next(making)
+            while not work.done:
+                work.run([work])
+        making.close()
+    del session, work, making
+    assert pool.free == pages
