@@ -75,8 +75,9 @@ def _ras_distribution(
     n = _nucleus(p, top_p, top_k)
 
     occurrences = recent.unsqueeze(-1) == recent.unsqueeze(-2)
-    repeats = (occurrences.sum(-1) >= too_often) & (recent >= 0)
-    index = recent.clamp(min=0)
+    ids = p.shape[-1]  # vLLM's next step may begin before it has seen that the last id says "not a number"
+    repeats = (occurrences.sum(-1) >= too_often) & (recent >= 0) & (recent < ids)
+    index = recent.clamp(0, ids - 1)
     # 1 - p loses all digits where p is nearly 1, which only the likeliest id can be: sum the others for that one.
     top = p.argmax(dim=-1, keepdim=True)
     rest_of_top = p.scatter(-1, top, 0.0).sum(-1, keepdim=True)

@@ -323,21 +323,35 @@ def _make(arguments: dict[str, Any], made: list[AsyncLLM]) -> None:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         register()
-        # As a server: without a context, vLLM takes no more than 2048 tokens of prompts a step on a large GPU either.
-        engine_arguments = AsyncEngineArgs(**_sampling_arguments() | arguments)
-        made.append(AsyncLLM.from_engine_args(engine_arguments, usage_context=UsageContext.OPENAI_API_SERVER))
+        ours = _NEW_RUNNER not in os.environ
+
+        def start() -> AsyncLLM:
+            # As a server: without a context, vLLM takes no more than 2048 tokens of prompts a step on a large GPU, too.
+            engine_arguments = AsyncEngineArgs(**_sampling_arguments() | arguments)
+            return AsyncLLM.from_engine_args(engine_arguments, usage_context=UsageContext.OPENAI_API_SERVER)
+
+        try:
+            made.append(start())
+        except ValueError as error:
+            if not ours or "Model Runner V2" not in str(error):
+                raise
+            logger.warning("vLLM's older model runner is used, which is slower: %s", _first_line(error))
+            os.environ[_NEW_RUNNER] = "0"
+            made.append(start())
 
 
 def _sampling_arguments() -> dict[str, Any]:
-    """How vLLM comes to sample as we do: `vllm_slots` in its V2 model runner, which a CPU has not, or `vllm_ras`.
+    """How vLLM comes to sample as we do: `vllm_slots` in its V2 model runner, or `vllm_ras`.
 
-    V2 asks less of the host thread, so it is wanted if it can be had; VLLM_USE_V2_MODEL_RUNNER=0 keeps V1.
+    V2 asks less of the host thread, so it is wanted where it can be had: on NVIDIA GPUs whose memory the host can write
+    to, with Triton. VLLM_USE_V2_MODEL_RUNNER=0 keeps V1.
     """
     from vllm.platforms import current_platform
     from vllm.triton_utils import HAS_TRITON
+    from vllm.utils.platform_utils import is_uva_available
 
-    os.environ.setdefault(_NEW_RUNNER, str(int(current_platform.is_cuda() and HAS_TRITON)))
-    if os.environ[_NEW_RUNNER] == "1":
+    can_be_had = current_platform.is_cuda() and HAS_TRITON and is_uva_available()
+    if int(os.environ.setdefault(_NEW_RUNNER, str(int(can_be_had)))):
         return {"worker_extension_cls": "cosy_engine.speech_lm.vllm_worker.Worker"}
     return {"logits_processors": ["cosy_engine.speech_lm.vllm_ras:RasLogitsProcessor"]}
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from cosy_engine.config import SamplingSettings
 from cosy_engine.speech_lm import sampling
 from cosy_engine.speech_lm.sampling import uniform_numbers
+from cosy_engine.speech_lm.vllm_plugin import RAS_ARGUMENT, ras_argument
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Slots:
         self.table = torch.zeros(slots, RING + 3 * longest, dtype=torch.float64, device=device)
         self.table[:, : len(_NEUTRAL)] = torch.tensor(_NEUTRAL, dtype=torch.float64, device=device)
         self._windows = np.ones(slots, np.int64)
-        self._patience = np.zeros(slots)
+        self._patience, self._before = np.zeros(slots), 0.0
         self._codes = codes
         self._kernel = _kernel(device, size)
 
@@ -109,9 +110,15 @@ class Slots:
         return choose(batch, self.table, self._codes, int(self._windows[slots].max()))
 
     def rest(self, slots: np.ndarray) -> None:
-        """Sleep for as long as all of these can wait for the next step: then more come together in one."""
-        if len(slots) and (seconds := float(self._patience[slots].min())):
-            time.sleep(seconds)
+        """Sleep for as long as all of these can wait for the next step: then more come together in one.
+
+        vLLM sends the ids of the step before when this step has been launched, so that one's requests wait, too.
+        """
+        if len(slots):
+            can_wait = float(self._patience[slots].min())
+            seconds, self._before = min(can_wait, self._before), can_wait
+            if seconds:
+                time.sleep(seconds)
 
 
 def choose(batch: Batch, table: Tensor, codes: int, widest: int) -> tuple[Tensor, Tensor]:
@@ -142,10 +149,28 @@ def _kernel(device: torch.device, size: int) -> Callable[[Batch, Tensor, int], t
     try:
         from cosy_engine.speech_lm import vllm_kernel
 
-        if vllm_kernel.agrees(device, size):
+        if vllm_kernel.agrees(device, size) and _agrees(vllm_kernel.choose_in_slots, device, size):
             return vllm_kernel.choose_in_slots
         reason = "it does not choose the same ids"
     except Exception as error:
         reason = str(error)
     logger.warning("The sampling kernel is not used (%s); sampling takes longer", reason)
     return None
+
+
+def _agrees(kernel: Callable[[Batch, Tensor, int], tuple[Tensor, Tensor]], device: torch.device, size: int) -> bool:
+    """Whether a kernel does the same to the table as `choose`, for requests at their start, later, and before it."""
+    codes, given, most, prompt = size - 3, [5, 6, 5], 30, 20
+    slots = Slots(5, 64, codes, size, torch.device("cpu"))
+    for slot, output in ((1, []), (2, [7, 8, 9]), (3, []), (4, list(range(12)))):
+        settings = SamplingSettings(top_k=25 - slot, tau_r=0.1 * slot)
+        slots.add(slot, ras_argument(settings, slot, given, 6)[RAS_ARGUMENT], most, prompt, output)
+    generator = torch.Generator().manual_seed(size)
+    logits = 3 * torch.randn(4, size, generator=generator)
+    last = torch.tensor([prompt - 1, prompt + 3, prompt - 7, prompt + 12])  # the third one's prompt is not complete
+    slot, ids = torch.arange(1, 5, dtype=torch.int32), torch.arange(11, 15, dtype=torch.int32)
+    parts = logits, slot, torch.arange(4), last, ids
+    batch, tables = Batch(*(part.to(device) for part in parts)), [slots.table.to(device, copy=True) for _ in range(2)]
+    (ours, sampled), (theirs, expected) = kernel(batch, tables[0], codes), choose(batch, tables[1], codes, 10)
+    kept = expected.bool()
+    return torch.equal(sampled, expected) and torch.equal(ours[kept], theirs[kept]) and torch.equal(*tables)

@@ -21,6 +21,8 @@ class RasModelState(DefaultModelState):
 
     def __init__(self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        if vllm_config.speculative_config is not None:
+            raise ValueError("This model's sampler draws one id a step: leave speculative_config out.")
         config = self.model_config.hf_config
         self._slots = Slots(self.max_num_reqs, self.max_model_len, config.speech_codes, config.speech_rows, device)
 
@@ -56,7 +58,7 @@ class RasSampler:
             logits, input_batch.idx_mapping, input_batch.logits_indices, input_batch.positions, input_batch.input_ids
         )
         ids, sampled = self._slots.choose(batch, input_batch.idx_mapping_np)
-        self._slots.rest(input_batch.idx_mapping_np)  # the GPU has been given all of this step
+        self._slots.rest(input_batch.idx_mapping_np)
         return SamplerOutput(
             sampled_token_ids=ids.view(-1, 1),
             logprobs_tensors=None,

@@ -142,6 +142,14 @@ def test_scores_that_are_not_numbers_give_the_id_after_the_last() -> None:
     assert got.argmax(dim=1).tolist() == [0, 5, 5]
 
 
+def test_an_id_that_is_none_of_the_head_counts_as_none_before() -> None:
+    """vLLM may begin a step after one whose scores were not numbers before it has seen that."""
+    scores = torch.randn(2, 9)
+    before = torch.tensor([[3, 9, 9, -1], [9, 9, 9, 9]])
+    none = torch.tensor([[3, -1, -1, -1], [-1, -1, -1, -1]])
+    assert torch.equal(ras_distribution(scores, before, PUBLISHED), ras_distribution(scores, none, PUBLISHED))
+
+
 def test_batch_rows_are_independent() -> None:
     torch.manual_seed(5)
     scores = torch.randn(4, 50)

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from cosy_engine.speech_lm.sampling import GREEDY, RasSampler, SamplingSettings, uniform_numbers
-from cosy_engine.speech_lm.vllm_engine import _sampling_arguments
+from cosy_engine.speech_lm.vllm_engine import _make, _sampling_arguments
 from cosy_engine.speech_lm.vllm_plugin import RAS_ARGUMENT, ras_argument
-from cosy_engine.speech_lm.vllm_slots import Batch, Slots
-from tests.kernels import HOPPER, compiled
+from cosy_engine.speech_lm.vllm_slots import RING, Batch, Slots, _agrees, choose
+from tests.kernels import HOPPER, compiled, interpreted
 
 REPOSITORY = Path(__file__).parents[2]
 CODES, SIZE, LONGEST = 40, 43, 64
@@ -175,9 +175,9 @@ def test_a_step_waits_for_as_long_as_all_in_it_can(monkeypatch: pytest.MonkeyPat
     slots = Slots(4, LONGEST, CODES, SIZE, torch.device("cpu"))
     for slot, patience in enumerate((0.004, 0.002, 0.0)):
         slots.add(slot, ras_argument(GREEDY, 0, [], 0, patience)[RAS_ARGUMENT], 3, 2, [])
-    for together in ([0], [0, 1], [0, 2], [2], [0, 3], []):  # number 3 was never used: vLLM warms up
+    for together in ([0], [0], [0, 1], [0, 2], [0], [], [0], [0, 3], [0]):  # number 3 was never used: vLLM warms up
         slots.rest(np.array(together, dtype=np.int64))
-    assert slept == [0.004, 0.002]
+    assert slept == [0.004, 0.002, 0.004]  # and as all in the step before, whose ids are sent after the sleep
 
 
 @pytest.mark.vllm
@@ -196,6 +196,50 @@ def test_the_kernel_chooses_as_the_torch_form_does(tmp_path: Path) -> None:
         kept = sampled.bool()
         assert torch.equal(batch[-1][1], sampled)
         assert torch.equal(batch[-1][0][kept], chosen[kept])
+
+
+@pytest.mark.vllm
+@needs_triton
+def test_its_own_check_agrees() -> None:
+    program = """
+import torch
+from cosy_engine.speech_lm import vllm_kernel, vllm_slots
+print(vllm_slots._agrees(vllm_kernel.choose_in_slots, torch.device("cpu"), 90))
+"""
+    assert interpreted(program) == ["True"]
+
+
+@pytest.mark.parametrize("wrong", ["ids", "table", "sampled"])
+def test_the_check_notices_another_result(wrong: str) -> None:
+    def kernel(batch: Batch, table: torch.Tensor, codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, sampled = choose(batch, table, codes, 10)
+        if wrong == "table":
+            table[2, RING] += 1
+        return ids + (wrong == "ids"), sampled * (wrong != "sampled")
+
+    assert _agrees(lambda *step: choose(*step, 10), torch.device("cpu"), SIZE)
+    assert not _agrees(kernel, torch.device("cpu"), SIZE)
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_if_vllm_refuses_its_newer_runner_it_starts_with_the_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    started: list[str] = []
+
+    def start(arguments: object, usage_context: object) -> str:
+        started.append(os.environ["VLLM_USE_V2_MODEL_RUNNER"])
+        if len(started) == 1:
+            raise ValueError("Model Runner V2 does not yet support this.")
+        return "engine"
+
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", start)
+    made: list[object] = []
+    _make({"model": "nothing"}, made)
+    assert made == ["engine"]
+    assert started == ["0", "0"]  # a CPU has the older one only
 
 
 @pytest.mark.vllm
