@@ -38,11 +38,12 @@ from cosy_engine.speech_lm.silence import SILENT_CODES, SilenceFilter
 from cosy_engine.speech_lm.torch_lm import TorchSpeechLM
 from cosy_engine.speech_lm.vllm_plugin import find_vllm
 from cosy_engine.token2wav.hops import PACES
+from cosy_engine.token2wav.memory import default_stream_memory
 from cosy_engine.token2wav.scheduler import Scheduler, Urgency, first_sound, runs_dry
 from cosy_engine.token2wav.static_encoder import StaticEncoder, use_static_encoder
 from cosy_engine.token2wav.static_estimator import StaticEstimator, use_graphs
 from cosy_engine.token2wav.static_vocoder import ChunkFrames, StaticVocoder
-from cosy_engine.token2wav.tensorrt_estimator import gpu_of, use_tensorrt
+from cosy_engine.token2wav.tensorrt_estimator import TensorRTEstimator, gpu_of, use_tensorrt
 from cosy_engine.token2wav.tensorrt_plan import find_library
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
 from cosy_engine.token2wav.work import Making
@@ -241,8 +242,9 @@ class Engine:
             use_tensorrt(model, settings)
         elif settings.compile:
             model.flow.decoder.estimator.compile(dynamic=True)
-        elif _runs_graphs(device, settings):
-            use_graphs(model.flow.decoder, _bytes(settings.stream_memory_mb))
+        on_tensorrt = isinstance(model.flow.decoder.estimator, TensorRTEstimator)
+        if _runs_graphs(device, settings) and not (settings.compile or on_tensorrt):
+            use_graphs(model.flow.decoder, _stream_memory(device, settings))
             use_static_encoder(model.flow, settings.batch or _BATCH["cuda"])
         engine = cls(model, settings)
         try:
@@ -527,6 +529,13 @@ def _capturing(static: StaticEstimator | StaticEncoder | StaticVocoder, streams:
 
 def _bytes(mebibytes: int | None) -> int | None:
     return None if mebibytes is None else mebibytes * 2**20
+
+
+def _stream_memory(device: torch.device, settings: Settings) -> int:
+    """Bytes on a GPU for what streams and voices remember; vLLM takes its share after that."""
+    others = settings.vllm.gpu_memory_utilization if settings.lm_backend == "vllm" else 0.0
+    given = _bytes(settings.stream_memory_mb)
+    return default_stream_memory(device, others) if given is None else given
 
 
 def _static_vocoder(model: CosyVoiceModel, settings: Settings) -> StaticVocoder:

@@ -49,6 +49,8 @@ class PagedPast:
         steps = self.steps.long()[:, None]
         past = self.pages[self.table.long(), steps]  # [streams, n, 2, 2, heads, page, d]
         past_keys, past_values = past.permute(2, 0, 3, 4, 1, 5, 6).flatten(1, 2).flatten(3, 4)
+        others = torch.arange(past_keys.shape[2], device=query.device) >= self.lengths[:, None]  # may not be numbers
+        past_keys, past_values = (part.masked_fill(others[:, None, :, None], 0) for part in (past_keys, past_values))
         self._store(steps, key, value)
         keys, values = torch.cat([past_keys, key], dim=2), torch.cat([past_values, value], dim=2)
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)

@@ -57,7 +57,7 @@ class VllmSpeechLM:
             async with aclosing(self._codes(request, sequence, decoded, (fewest, until))) as codes:
                 async for code in codes:
                     yield code
-            if len(decoded) < until:
+            if len(decoded) < until or len(sequence) >= self._longest:
                 return
 
     async def generate_bistream(self, request: SpeechLMRequest, text: AsyncIterator[int]) -> AsyncGenerator[int, None]:

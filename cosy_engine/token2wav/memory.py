@@ -16,10 +16,15 @@ def default_voice_cache(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 2**30
 
 
-def default_stream_memory(device: torch.device) -> int:
-    """Half of the GPU's free memory, or a quarter of the machine's: bytes."""
+def default_stream_memory(device: torch.device, others: float = 0.0) -> int:
+    """Half of the GPU's free memory, or a quarter of the machine's: bytes.
+
+    Args:
+        others: share of the GPU's memory that somebody else is about to take; a fifth of the rest stays free.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, min(free // 2, int(0.8 * (free - others * total))))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
@@ -67,7 +72,7 @@ class PooledMemory(StreamMemory):
 
     def keep(self, stream: Stream, size: int) -> bool:
         """As `StreamMemory.keep`; what is not in the pool would be memory beside it."""
-        return super().keep(stream, size) and stream.in_pages
+        return super().keep(stream, size if stream.in_pages else 0) and stream.in_pages
 
     def _reclaim(self) -> bool:
         """The stream that was served last can wait for longest."""

@@ -7,15 +7,12 @@ with the other streams of that voice, and all of it is one tensor that a capture
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 PAGE = 16  # positions, 0.32 s
 _NOTHING = 0  # a page that nobody owns: what is filled up is written there
@@ -37,8 +34,8 @@ class PagePool:
     """
 
     def __init__(self, shape: tuple[int, int, int, int], memory: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.steps, layers, heads, size = shape
-        page = (self.steps, layers, 2, 2, heads, PAGE, size)
+        steps, layers, heads, size = shape
+        page = (steps, layers, 2, 2, heads, PAGE, size)
         self.page_bytes = torch.empty(page, dtype=dtype, device="meta").nbytes
         count = max(2, memory // self.page_bytes)
         self.pages = torch.zeros(count, *page, dtype=dtype, device=device)
@@ -46,6 +43,11 @@ class PagePool:
         self._users = [1] + (count - 1) * [0]
         self._free = list(range(count - 1, _NOTHING, -1))
         self._returned: deque[list[int]] = deque()
+
+    @property
+    def most(self) -> int:
+        """Pages that one can have."""
+        return len(self._users) - 1
 
     @property
     def free(self) -> int:
@@ -56,6 +58,8 @@ class PagePool:
 
     def take(self, count: int) -> list[int] | None:
         """So many pages, which others may have to let go of; None: there are not that many."""
+        if count > self.most:
+            return None
         while self.free < count:
             if not any(reclaim() for reclaim in self._reclaiming()):
                 return None
@@ -111,8 +115,8 @@ class PagedStream:
 
     def reserve(self, count: int) -> bool:
         """Make room for so many more positions; False: there are not enough pages."""
-        copied = len(self.pages) == self._shared and self.length % PAGE > 0
-        taken = self.pool.take(_pages_for(self.length + count) - len(self.pages) + copied)
+        copied, needed = len(self.pages) == self._shared and self.length % PAGE > 0, _pages_for(self.length + count)
+        taken = self.pool.take(needed - len(self.pages) + copied) if needed <= self.pool.most else None
         if taken is None:
             return False
         if copied:
@@ -123,6 +127,10 @@ class PagedStream:
             self._shared -= 1
         self.pages.extend(taken)
         return True
+
+    def separate_tails(self) -> None:
+        """Keep them apart from those of the streams that were in a batch with this one."""
+        self.tails = [tail.clone() for tail in self.tails]
 
     def fork(self) -> PagedStream:
         """A copy that can go on independently; the pages are shared."""
@@ -135,8 +143,10 @@ class PagedStream:
         if device == self.pool.pages.device:
             return self
         used = self.pages[: _pages_for(self.length)]
-        tails = [tail.to(device) for tail in self.tails]
-        return StoredStream(self.pool, self.pool.pages[used].to(device), self.length, tails)
+        stored = self.pool.pages.new_empty((len(used), *self.pool.pages.shape[1:]), device=device)
+        for number, page in enumerate(used):  # one by one, as there may be no room for a copy here
+            stored[number] = self.pool.pages[page]
+        return StoredStream(self.pool, stored, self.length, [tail.to(device) for tail in self.tails])
 
 
 class StoredStream:
@@ -154,8 +164,11 @@ class StoredStream:
         taken = None if device != self._pool.pages.device else self._pool.take(len(self._pages))
         if taken is None:
             return self
-        self._pool.pages[taken] = self._pages.to(device)
-        return PagedStream(self._pool, taken, self._length, [tail.to(device) for tail in self._tails])
+        stream = PagedStream(self._pool, taken, self._length, [])  # which gives the pages back if a copy fails
+        for page, stored in zip(taken, self._pages, strict=True):
+            self._pool.pages[page] = stored
+        stream.tails = [tail.to(device) for tail in self._tails]
+        return stream
 
 
 def _pages_for(positions: int) -> int:

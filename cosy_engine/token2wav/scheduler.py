@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -98,16 +99,31 @@ class Scheduler:
                 self._changed.wait_for(lambda: self._stopping or self._jobs)
                 if self._stopping:
                     break
-                urgent = sorted(self._jobs, key=lambda job: job.urgency)
-            for job in urgent[: self.batch]:
-                if job.future.cancelled():
-                    self._end(job)
-                elif job.work is None:
-                    self._go_on(job)
-            begun = [job for job in urgent if job.work is not None]
-            self._run([job for job in begun if not job.work.waits] or begun[:1])
+            self._take_turn()  # what it knows of a job does not stay
         for job in list(self._jobs):
             self._end(job, error=_stopped())
+
+    def _take_turn(self) -> None:
+        """Begin what may begin, and do a piece of what can be done. While a job waits for what others have, no less
+        urgent one begins: those that have begun end at some time, and then it gets what there is."""
+        with self._changed:
+            urgent = sorted(self._jobs, key=lambda job: job.urgency)
+        ready: list[_Job] = []
+        waiting: list[_Job] = []
+        for place, job in enumerate(urgent):
+            if job.future.cancelled():
+                self._end(job)
+            elif job.work is None and place < self.batch and not waiting:
+                self._go_on(job)
+            if job.work is not None:
+                self._sort(job, ready, waiting)
+        self._run(ready or waiting[:1])
+
+    def _sort(self, job: _Job, ready: list[_Job], waiting: list[_Job]) -> None:
+        try:
+            (waiting if job.work.waits else ready).append(job)
+        except Exception as error:
+            self._end(job, error=_told(error))
 
     def _run(self, jobs: Sequence[_Job]) -> None:
         """One batch of the most urgent work and of what goes with it."""
@@ -154,6 +170,8 @@ class Scheduler:
 
 
 def _told(error: Exception) -> Exception:
+    """What the request hears; the memory that the failed work had is free."""
+    traceback.clear_frames(error.__traceback__)
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     return BackendFailedError(

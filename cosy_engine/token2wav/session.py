@@ -117,13 +117,19 @@ class StreamSession:
         if self._flow_state is None:
             yield from self.prepare()
             if not (yield from has_room(self._flow_state, (end - self._fed[0]) * self._flow.token_mel_ratio)):
+                self._flow_state = None  # which has the voice's pages
                 self._flow_state = yield from self._voices.after_outside(self._given)
             for earlier in _together(self._fed, self._flow.chunk_size):
                 yield from self._mel(*earlier, finalize=False)
 
     def _reserve(self, tokens: int) -> bool:
-        frames = tokens * self._flow.token_mel_ratio
-        return not self.in_pages or self._flow_state["decoder"]["stream"].reserve(frames)
+        if not self.in_pages:
+            return True
+        self._making = True  # or it might be the one to forget
+        try:
+            return self._flow_state["decoder"]["stream"].reserve(tokens * self._flow.token_mel_ratio)
+        finally:
+            self._making = False
 
     def _mel(self, start: int, end: int, *, finalize: bool) -> Making[Tensor]:
         """Mel `[1, 80, frames]` of the tokens from `start` to `end`, without the prompt's frames."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosy_engine.errors import BackendUnavailableError
 from cosy_engine.modules.attention import PagedPast, SelfAttention
 from cosy_engine.modules.flow_matching import MAX_FRAMES, CausalConditionalCFM, EstimatorInputs
 from cosy_engine.modules.key_values import KeyValues
@@ -253,15 +254,24 @@ def use_graphs(decoder: CausalConditionalCFM, memory: int | None = None) -> None
 
     Args:
         memory: bytes for what streams and voices remember; by default half of what is free.
+
+    Raises:
+        BackendUnavailableError: there is not as much.
     """
     estimator = decoder.estimator
     device = next(estimator.parameters()).device
     memory = default_stream_memory(device) if memory is None else memory
+    past = _fastest(estimator)
     for layer in estimator.modules():
         if isinstance(layer, SelfAttention):
             layer.join_projections()
-    past = _fastest(estimator)
-    decoder.estimator = StaticEstimator(estimator, steps=decoder.n_timesteps, memory=memory, graphs=True, past=past)
+    try:
+        decoder.estimator = StaticEstimator(estimator, steps=decoder.n_timesteps, memory=memory, graphs=True, past=past)
+    except torch.OutOfMemoryError as error:
+        raise BackendUnavailableError(
+            f"The GPU has no {memory / 2**20:.0f} MiB left for what streams remember; set COSY_STREAM_MEMORY_MB lower.",
+            param="stream_memory_mb",
+        ) from error
 
 
 def _fastest(estimator: nn.Module) -> type[PagedPast]:

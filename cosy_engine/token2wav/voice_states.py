@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from weakref import WeakMethod
@@ -14,6 +15,8 @@ from cosy_engine.frontend import Prompt
 from cosy_engine.modules.streaming import State, fork_state, init_state, move_state, state_bytes
 from cosy_engine.token2wav.pages import StoredStream
 from cosy_engine.token2wav.work import EulerSteps, Making, Room
+
+logger = logging.getLogger(__name__)
 
 _TOKENS_AT_A_TIME = 200  # whole mask chunks; others get a turn in between
 
@@ -50,10 +53,11 @@ class _Tier:
 
     def put(self, key: bytes, state: State) -> list[tuple[bytes, State]]:
         """Add a state as the latest; returns those that there is no room for."""
+        self.take(key)
         self.states[key] = move_state(state, self.device)
         self.held += state_bytes(self.states[key])
         dropped = []
-        while self.held > self.budget:
+        while self.held > self.budget and self.states:
             oldest = next(iter(self.states))
             dropped.append((oldest, self.take(oldest)))
         return dropped
@@ -75,9 +79,9 @@ class VoiceStates:
     def __init__(self, flow: nn.Module, tiers: Sequence[tuple[torch.device, int]]) -> None:
         self._flow = flow
         self._tiers = [_Tier(device, budget) for device, budget in tiers]
-        pool = getattr(flow.decoder.estimator, "pool", None)
-        if pool is not None:
-            pool.reclaimers.append(WeakMethod(self._reclaim))
+        self._pool = getattr(flow.decoder.estimator, "pool", None)
+        if self._pool is not None:
+            self._pool.reclaimers.append(WeakMethod(self._reclaim))
 
     @property
     def held(self) -> list[int]:
@@ -94,15 +98,25 @@ class VoiceStates:
 
     def after(self, prompt: Prompt, given: FlowPrompt) -> Making[State]:
         """A state that has been fed the prompt up to `position`; the caller may go on from it."""
-        key = _digest(prompt)
-        state = next((found for tier in self._tiers if (found := tier.take(key)) is not None), None)
-        if state is not None:
-            state = move_state(state, given.feat.device)
-        if state is None or isinstance(state["decoder"].get("stream"), StoredStream):  # there was no room for it
-            state = move_state((yield from self._fed(given)), given.feat.device)  # without room for more
+        key, device = _digest(prompt), given.feat.device
+        state = self._take(key, device)
+        if state is None:
+            made = yield from self._fed(given)
+            state = self._take(key, device)  # somebody else may have been as quick
+            if state is None:
+                state = move_state(made, device)  # without room for more
+                if "stream" in state["decoder"]:
+                    state["decoder"]["stream"].separate_tails()
         going_on = fork_state(state)
-        self._put(0, key, state)
+        if self._pool is None or "stream" in state["decoder"]:
+            self._put(0, key, state)
         return going_on
+
+    def _take(self, key: bytes, device: torch.device) -> State | None:
+        """The state of a voice; None: there is none, or no room for it where it is used."""
+        state = next((found for tier in self._tiers if (found := tier.take(key)) is not None), None)
+        state = None if state is None else move_state(state, device)
+        return None if state is None or isinstance(state["decoder"].get("stream"), StoredStream) else state
 
     def _put(self, first: int, key: bytes, state: State) -> None:
         """Into a tier; what that has no room for goes to the next."""
@@ -116,12 +130,16 @@ class VoiceStates:
         for key, state in tier.states.items():
             stream = state["decoder"].get("stream")
             if stream is not None and all(map(stream.pool.alone, stream.pages)):
-                self._put(1, key, tier.take(key))
+                state = tier.take(key)
+                try:
+                    self._put(1, key, state)
+                except RuntimeError as error:  # no memory there either
+                    logger.warning("What the flow remembers of a voice is dropped: %s", error)
                 return True
         return False
 
     def after_outside(self, given: FlowPrompt) -> Making[State]:
-        """The same in memory of its own, for a stream that is too long for the estimator's pool; it is not kept."""
+        """The same in memory of its own, for a stream that the estimator's pool has no room for; it is not kept."""
         state = init_state(self._flow, 1, given.feat.device, given.feat.dtype)
         state["decoder"] = {"offset": 0, "steps": {}}
         yield from self._feed(given, state)

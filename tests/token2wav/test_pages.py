@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
+from cosy_engine.errors import BackendFailedError
+from cosy_engine.modules.streaming import state_bytes
 from cosy_engine.token2wav.pages import PAGE, PagedStream, PagePool, StoredStream
-from cosy_engine.token2wav.scheduler import Scheduler, first_sound
+from cosy_engine.token2wav.scheduler import Scheduler, first_sound, runs_dry
 from cosy_engine.token2wav.static_estimator import StaticEstimator
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
-from cosy_engine.token2wav.work import complete
+from cosy_engine.token2wav.work import Making, complete
 from tests.token2wav.test_session import random_prompt, random_tokens, run
 
 CPU = torch.device("cpu")
@@ -119,9 +120,10 @@ def test_who_can_do_without_lets_go() -> None:
     stream = new_stream(pool)
     assert stream.reserve(2 * PAGE)
     assert [owner.stream is None for owner in owners] == [True, False, False]
+    assert not stream.reserve(5 * PAGE)  # never, so nobody lets go
+    assert [owner.stream is None for owner in owners] == [True, False, False]
     assert stream.reserve(4 * PAGE)
     assert all(owner.stream is None for owner in owners)
-    assert not stream.reserve(5 * PAGE)
 
 
 @pytest.fixture(params=[2, 12, 30, 60, 1000], ids=lambda pages: f"{pages} pages")
@@ -171,7 +173,7 @@ def test_streams_sound_the_same_however_few_pages_there_are(model: CosyVoiceMode
     assert pool.free == pages
 
 
-def test_streams_at_work_at_once_wait_for_each_other(model: CosyVoiceModel, pages: int, tmp_path: Path) -> None:
+def test_streams_at_work_at_once_wait_for_each_other(model: CosyVoiceModel, pages: int) -> None:
     token2wav, scheduler = Token2Wav(model.flow, model.hift), Scheduler(4, CPU)
 
     async def listen(seed: int, prompt: int, count: int) -> torch.Tensor:
@@ -192,7 +194,8 @@ def test_streams_at_work_at_once_wait_for_each_other(model: CosyVoiceModel, page
         scheduler.close()
     for stream, sound in zip(STREAMS, sounds, strict=True):
         torch.testing.assert_close(sound, alone(model, *stream), atol=TOLERANCE, rtol=0)
-    assert model.flow.decoder.estimator.pool.free + len(token2wav._voices._tiers[0].states) * 20 >= 0
+    voices = [state["decoder"]["stream"].pages for state in token2wav._voices._tiers[0].states.values()]
+    assert model.flow.decoder.estimator.pool.free + sum(map(len, voices)) == pages
 
 
 def test_a_cancelled_chunk_gives_its_pages_back(model: CosyVoiceModel, pages: int) -> None:
@@ -208,3 +211,137 @@ def test_a_cancelled_chunk_gives_its_pages_back(model: CosyVoiceModel, pages: in
         making.close()
     del session, work, making
     assert pool.free == pages
+
+
+@pytest.fixture
+def with_pages(model: CosyVoiceModel) -> Iterator[Callable[[int], PagePool]]:
+    """Gives the model's estimator so many pages."""
+    decoder = model.flow.decoder
+    plain = decoder.estimator
+
+    def give(pages: int) -> PagePool:
+        page = StaticEstimator(plain, steps=10, memory=0, graphs=False).pool.page_bytes
+        decoder.estimator = StaticEstimator(plain, steps=10, memory=(pages + 1) * page, graphs=False)
+        return decoder.estimator.pool
+
+    yield give
+    decoder.estimator = plain
+
+
+def kinds(making: Making[torch.Tensor]) -> list[str]:
+    """The work of a chunk."""
+    done = []
+    with torch.inference_mode():
+        for work in making:
+            done.append(type(work).__name__)
+            while not work.done:
+                work.run([work])
+    return done
+
+
+def begun(token2wav: Token2Wav, seed: int, chunks: int = 2) -> Session:
+    """A stream some of whose sound has been made."""
+    session = session_of(token2wav, seed, 31)
+    session.push(random_tokens(300, seed))
+    for _ in range(chunks):
+        kinds(session.chunk())
+    return session
+
+
+def test_who_needs_a_page_is_not_the_one_to_forget(model: CosyVoiceModel, with_pages: Callable) -> None:
+    pool = with_pages(100)
+    token2wav = Token2Wav(model.flow, model.hift, voice_cache=0)
+    first, second, last = (begun(token2wav, seed) for seed in range(3))
+    others = new_stream(pool)
+    assert others.reserve(PAGE * pool.free)
+    assert kinds(last.chunk()) == ["Encode", "EulerSteps", "Vocode"]
+    assert (first.in_pages, second.in_pages, last.in_pages) == (True, False, True)
+
+
+def test_a_voice_that_found_no_room_is_not_kept_beside_the_pool(model: CosyVoiceModel, with_pages: Callable) -> None:
+    pool = with_pages(40)
+    token2wav = Token2Wav(model.flow, model.hift)
+    others = new_stream(pool)
+    assert others.reserve(PAGE * pool.free)
+    outside = begun(token2wav, 1)
+    assert not outside.in_pages and token2wav._memory.held == 0
+    del others
+    assert begun(token2wav, 1).in_pages
+
+
+def test_listeners_of_a_new_voice_share_what_one_of_them_computed(model: CosyVoiceModel, with_pages: Callable) -> None:
+    pool = with_pages(60)
+    token2wav, scheduler = Token2Wav(model.flow, model.hift), Scheduler(8, CPU)
+    sessions = [session_of(token2wav, 1, 31) for _ in range(16)]
+    for waiting in [scheduler.submit(session.prepare(), first_sound(0)) for session in sessions]:
+        waiting.result(60)
+    scheduler.close()
+    (tier,) = token2wav._voices._tiers
+    (voice,) = (state["decoder"]["stream"] for state in tier.states.values())
+    assert pool.free == 60 - len(voice.pages)
+    assert tier.held == sum(map(state_bytes, tier.states.values()))
+
+
+def test_the_most_urgent_gets_room_while_others_keep_coming(model: CosyVoiceModel, with_pages: Callable) -> None:
+    with_pages(40)
+    token2wav, scheduler = Token2Wav(model.flow, model.hift, voice_cache=0), Scheduler(8, CPU)
+    heard: list[str] = []
+
+    async def listen(name: str, seed: int, count: int, urgency: tuple[bool, float]) -> None:
+        session = session_of(token2wav, seed, 31)
+        session.push(random_tokens(count, seed))
+        session.finish()
+        while not session.done:
+            await scheduler.run(session.chunk(), urgency)
+        heard.append(name)
+
+    async def crowd(seed: int) -> None:
+        for number in range(6):
+            await listen("other", 10 * seed + number, 60, runs_dry(1e9))
+
+    async def together() -> None:
+        others = [asyncio.create_task(crowd(seed)) for seed in range(5)]
+        await asyncio.sleep(0.5)
+        await asyncio.wait_for(listen("urgent", 99, 250, first_sound(0)), 120)
+        await asyncio.gather(*others)
+
+    try:
+        asyncio.run(together())
+    finally:
+        scheduler.close()
+    assert heard.index("urgent") < 25
+
+
+def test_who_fails_while_others_are_asked_for_room_fails_alone(
+    model: CosyVoiceModel, with_pages: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_pages(20)
+    token2wav, scheduler = Token2Wav(model.flow, model.hift, voice_cache=0), Scheduler(2, CPU)
+
+    def broken(self: PagedStream, count: int) -> bool:
+        raise torch.OutOfMemoryError
+
+    session = session_of(token2wav, 1, 31)
+    session.push(random_tokens(60))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(PagedStream, "reserve", broken)
+            with pytest.raises(BackendFailedError):
+                scheduler.submit(session.chunk(), first_sound(0)).result(60)
+        again = session_of(token2wav, 1, 31)
+        again.push(random_tokens(60))
+        assert len(scheduler.submit(again.chunk(), first_sound(0)).result(60))
+    finally:
+        scheduler.close()
+
+
+@torch.inference_mode()
+def test_what_is_not_a_number_stays_with_its_stream(model: CosyVoiceModel, with_pages: Callable) -> None:
+    with_pages(40)
+    token2wav = Token2Wav(model.flow, model.hift, voice_cache=0)
+    broken = session_of(token2wav, 1, 31)
+    broken._given.feat[:] = torch.nan
+    broken.push(random_tokens(60))
+    assert complete(broken.chunk()).isnan().any()
+    del broken
+    assert all(complete(begun(token2wav, seed, chunks=0).chunk()).isfinite().all() for seed in range(3))
