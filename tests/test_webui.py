@@ -16,6 +16,11 @@ ROOT = Path(__file__).parents[1]
 WEBUI = [sys.executable, str(ROOT / "webui.py")]
 
 
+def heed_interrupts() -> None:
+    """In the server's process: a test run that was started in the background passes on that it ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -73,6 +78,7 @@ def test_one_command_serves_the_page_with_the_model_that_is_there(
             stderr=subprocess.STDOUT,
             env=environment,
             cwd=copy,
+            preexec_fn=heed_interrupts,
         )
     try:
         page = _fetch(f"http://127.0.0.1:{port}/", server, log)
@@ -99,6 +105,7 @@ def test_stopped_before_it_is_ready_it_ends_without_a_word(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
+            preexec_fn=heed_interrupts,
         )
     try:
         for _ in range(12_000):
