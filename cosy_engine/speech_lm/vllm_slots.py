@@ -161,15 +161,15 @@ def _kernel(device: torch.device, size: int) -> Callable[[Batch, Tensor, int], t
 def _agrees(kernel: Callable[[Batch, Tensor, int], tuple[Tensor, Tensor]], device: torch.device, size: int) -> bool:
     """Whether a kernel does the same to the table as `choose`, for requests at their start, later, and before it."""
     codes, given, most, prompt = size - 3, [5, 6, 5], 30, 20
-    slots = Slots(5, 64, codes, size, torch.device("cpu"))
-    for slot, output in ((1, []), (2, [7, 8, 9]), (3, []), (4, list(range(12)))):
+    slots = Slots(6, 64, codes, size, torch.device("cpu"))
+    for slot, output in ((1, []), (2, [7, 8, 9]), (3, []), (4, list(range(12))), (5, list(range(12)))):
         settings = SamplingSettings(top_k=25 - slot, tau_r=0.1 * slot)
         slots.add(slot, ras_argument(settings, slot, given, 6)[RAS_ARGUMENT], most, prompt, output)
     generator = torch.Generator().manual_seed(size)
-    logits = 3 * torch.randn(4, size, generator=generator)
-    last = torch.tensor([prompt - 1, prompt + 3, prompt - 7, prompt + 12])  # the third one's prompt is not complete
-    slot, ids = torch.arange(1, 5, dtype=torch.int32), torch.arange(11, 15, dtype=torch.int32)
-    parts = logits, slot, torch.arange(4), last, ids
+    logits = 3 * torch.randn(5, size, generator=generator)
+    last = torch.tensor([prompt - 1, prompt + 3, prompt - 7, prompt + 12, prompt + 1])  # two are not complete
+    slot, ids = torch.arange(1, 6, dtype=torch.int32), torch.arange(11, 16, dtype=torch.int32)
+    parts = logits, slot, torch.arange(5), last, ids
     batch, tables = Batch(*(part.to(device) for part in parts)), [slots.table.to(device, copy=True) for _ in range(2)]
     (ours, sampled), (theirs, expected) = kernel(batch, tables[0], codes), choose(batch, tables[1], codes, 10)
     kept = expected.bool()

@@ -158,6 +158,17 @@ def test_whatever_else_runs_the_ids_are_those_of_the_sampler(seed: int) -> None:
     assert [request.output for request in requests] == [request.expected() for request in requests]
 
 
+def test_part_of_the_ids_that_came_back_does_not_touch_the_ring() -> None:
+    slots = Slots(1, LONGEST, CODES, SIZE, torch.device("cpu"))
+    slots.add(0, ras_argument(SamplingSettings(win_size=4), 0, [], 0)[RAS_ARGUMENT], 30, 10, list(range(12)))
+    before, one = slots.table.clone(), torch.tensor([0])
+    _, sampled = slots.choose(
+        Batch(torch.zeros(1, SIZE), one, one, torch.tensor([13]), torch.tensor([3])), np.array([0])
+    )
+    assert sampled.tolist() == [0]
+    assert torch.equal(slots.table, before)
+
+
 def test_scores_that_are_not_numbers_and_draws_beyond_the_last_number() -> None:
     slots = Slots(2, LONGEST, CODES, SIZE, torch.device("cpu"))
     slots.add(1, Request.make(4).argument, 3, 2, [])
