@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -33,6 +33,11 @@ def captured(run: Callable[[], _T], device: torch.device, *, pool: tuple[int, in
         return results
 
     return replay
+
+
+def filled_up(size: int, sizes: Sequence[int]) -> int:
+    """The next of a few sizes that there are graphs for; itself if it is beyond them."""
+    return next((usual for usual in sizes if usual >= size), size)
 
 
 def uncaptured(run: Callable[[], _T], device: torch.device) -> Callable[[], _T]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cosy_engine.modules.causal_conv import CausalConv1d
 from cosy_engine.modules.streaming import State
 from cosy_engine.modules.upsample_encoder import AlignedPast, UpsampleConformerEncoder
-from cosy_engine.token2wav.graphs import captured, uncaptured
+from cosy_engine.token2wav.graphs import captured, filled_up, uncaptured
 
 _TOKENS = (25, 50, 100, 200)  # of the hops, and of prompts
 _STREAMS = (1, 2, 4, 8, 16, 32)
@@ -141,11 +141,11 @@ class StaticEncoder(nn.Module):
 
     def tokens(self, count: int) -> int:
         """How many tokens a chunk of so many is filled up to."""
-        return _filled_up(count, _TOKENS)
+        return filled_up(count, _TOKENS)
 
     def warm_up(self, streams: int) -> None:
         """Capture what prompts and streams of usual lengths need, up to so many in a batch."""
-        sizes = _STREAMS[: 1 + _STREAMS.index(_filled_up(min(streams, _STREAMS[-1]), _STREAMS))]
+        sizes = _STREAMS[: 1 + _STREAMS.index(filled_up(min(streams, _STREAMS[-1]), _STREAMS))]
         for size, tokens, width in (
             *product(sizes, _TOKENS[:3], _WIDTHS[:3]),
             *product(sizes[:3], _TOKENS[3:], _WIDTHS[:2]),
@@ -164,7 +164,7 @@ class StaticEncoder(nn.Module):
         """
         pasts = [state["past"] for state in states]
         longest, tokens = max(past.length for past in pasts), self.tokens(max(counts))
-        rows = _filled_up(len(states), _STREAMS)
+        rows = filled_up(len(states), _STREAMS)
         width = next((w for w in _WIDTHS if longest + tokens <= w and self._has_room(rows, tokens, w)), None)
         if len(states) > 1 and (width is None or len(states) > _STREAMS[-1]):
             half = len(states) // 2
@@ -305,7 +305,3 @@ def _states(pasts: Sequence[AlignedPast]) -> State:
 
 def _next_tail(conv: CausalConv1d, counts: Tensor) -> Tensor:
     return counts[:, None] + torch.arange(conv.kernel_size[0] - 1, device=counts.device)
-
-
-def _filled_up(size: int, sizes: Sequence[int]) -> int:
-    return next((usual for usual in sizes if usual >= size), size)

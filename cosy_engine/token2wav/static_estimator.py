@@ -23,7 +23,7 @@ from cosy_engine.modules.attention import PagedPast, SelfAttention
 from cosy_engine.modules.flow_matching import MAX_FRAMES, CausalConditionalCFM, EstimatorInputs
 from cosy_engine.modules.key_values import KeyValues
 from cosy_engine.modules.streaming import State, init_state
-from cosy_engine.token2wav.graphs import captured, uncaptured
+from cosy_engine.token2wav.graphs import captured, filled_up, uncaptured
 from cosy_engine.token2wav.memory import default_stream_memory
 from cosy_engine.token2wav.pages import PAGE, PagedStream, PagePool
 
@@ -142,13 +142,13 @@ class StaticEstimator(nn.Module):
 
     def frames(self, frames: int) -> int:
         """How many frames a chunk of so many is filled up to."""
-        return _filled_up(frames, _FRAMES)
+        return filled_up(frames, _FRAMES)
 
     def warm_up(self, streams: int) -> None:
         """Capture what prompts and streams of usual lengths need, up to so many in a batch."""
         weight = next(self.estimator.parameters())
         t = self.time_features(torch.zeros(1, device=weight.device)).expand(2, -1)
-        sizes = _STREAMS[: 1 + _STREAMS.index(_filled_up(streams, _STREAMS))]
+        sizes = _STREAMS[: 1 + _STREAMS.index(filled_up(streams, _STREAMS))]
         pasts = _PASTS[:2] if self._past is PagedPast else _PASTS[-1:]
         for size, frames, past in (*product(sizes, _FRAMES[:5], pasts), *product(sizes[:4], _FRAMES[5:], pasts[:1])):
             mel, spks = weight.new_zeros(2, 80, frames), weight.new_zeros(2, 80)
@@ -159,7 +159,7 @@ class StaticEstimator(nn.Module):
         """The velocity `[2, 80, T]` of each stream, which has room for its new positions."""
         frames = self.frames(max(own.x.shape[2] for own in batch))
         longest = max(own.state["stream"].length for own in batch)
-        buffers, step = self._step(_filled_up(len(batch), _STREAMS), frames, longest, batch[0])
+        buffers, step = self._step(filled_up(len(batch), _STREAMS), frames, longest, batch[0])
         self._fill(buffers, batch)
         velocity, tails = (result.clone() for result in step())
         results = []
@@ -176,7 +176,7 @@ class StaticEstimator(nn.Module):
         self, streams: int, frames: int, past: int, like: EstimatorInputs
     ) -> tuple[_Buffers, Callable[[], tuple[Tensor, Tensor]]]:
         """Buffers and what runs on them; captured, and kept, unless there are more frames than usual."""
-        past = _filled_up(past, _PASTS) if self._past is PagedPast else _PASTS[-1]
+        past = filled_up(past, _PASTS) if self._past is PagedPast else _PASTS[-1]
         key = streams, frames, past
         if key in self._steps:
             return self._steps[key]
@@ -289,10 +289,6 @@ def _fastest(estimator: nn.Module) -> type[PagedPast]:
         reason = f"{type(error).__name__}: {error}"
     logger.warning("The flow's attention kernel is not used, chunks late in a stream take longer: %s", reason)
     return PagedPast
-
-
-def _filled_up(size: int, sizes: Sequence[int]) -> int:
-    return next((usual for usual in sizes if usual >= size), size)
 
 
 def _filled_up_mels(mels: Sequence[Tensor], frames: int) -> Tensor:

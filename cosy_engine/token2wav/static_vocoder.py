@@ -26,8 +26,9 @@ from cosy_engine.config import HopSettings
 from cosy_engine.modules.source import SourceModule
 from cosy_engine.modules.streaming import Leaf, State, fork_state, map_state, stack_states, unstack_state
 from cosy_engine.modules.streaming_layers import STFT, InverseSTFT, StreamingConv1d, StreamingConvTranspose1d
-from cosy_engine.token2wav.graphs import captured, uncaptured
-from cosy_engine.token2wav.hops import Pace, first_hop, hops
+from cosy_engine.token2wav.graphs import captured, filled_up, uncaptured
+from cosy_engine.token2wav.hops import Pace, hops
+from cosy_engine.token2wav.session import first_tokens, tokens_held_back
 from cosy_engine.token2wav.work import form_of_chunk, vocode_alike
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,8 @@ class ChunkFrames:
     def of(cls, flow: nn.Module, hift: nn.Module, hop_settings: HopSettings, pace: Pace) -> ChunkFrames:
         """Those of streams of a model; see session.py."""
         ratio, ahead = flow.token_mel_ratio, flow.pre_lookahead_len
-        held_back = hift.lookahead_frames / ratio
-        first = hop_settings.token_hop_len_first or first_hop(flow.chunk_size - ahead, held_back, pace)
-        later = set(islice(hops(first, held_back, pace, hop_settings), _HOPS))
+        first = first_tokens(flow, hift, hop_settings, pace)
+        later = set(islice(hops(first, tokens_held_back(flow, hift), pace, hop_settings), _HOPS))
         longest_last = ratio * (max(later) + ahead - 1) + hift.lookahead_frames
         return cls((ratio * first,), tuple(sorted({ratio * hop for hop in later} | {longest_last})))
 
@@ -336,7 +336,7 @@ def _use_kernels(hift: nn.Module) -> None:
 
 def _rows_of(streams: int) -> int:
     """The number of rows that a batch is filled up to."""
-    return next((rows for rows in _ROWS if rows >= streams), _ROWS[-1])
+    return min(filled_up(streams, _ROWS), _ROWS[-1])
 
 
 def _most_rows(frames: int) -> int:
