@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from cosy_engine.engine import Engine, SynthesisRequest
 START_BUFFER = 0.3  # seconds a player holds back before it starts
 Result = dict[str, Any]
 Listen = Callable[[int], Awaitable[None]]
+Crowd = Callable[[Listen], Awaitable[float]]  # until when all of them listened
 
 
 @dataclass
@@ -28,21 +30,25 @@ class Heard:
 
     asked: float
     first: float | None = None  # seconds until the first sound
-    audio: float = 0.0  # seconds of sound
     underruns: int = 0
     rtf: float | None = None  # when everything is there
     error: str = ""  # why the rest did not come
     playing_since: float | None = None
+    chunks: list[tuple[float, float]] = field(default_factory=list)  # when each came, and seconds of sound
+
+    def audio(self, until: float = math.inf) -> float:
+        """Seconds of sound that came until a moment."""
+        return sum(seconds for came, seconds in self.chunks if came <= until)
 
     def arrives(self, seconds: float, now: float) -> None:
         """More sound."""
         if self.first is None:
             self.first = now - self.asked
-        if self.playing_since is not None and now - self.playing_since > self.audio:
+        if self.playing_since is not None and now - self.playing_since > self.audio():
             self.underruns += 1
-            self.playing_since = now - self.audio
-        self.audio += seconds
-        if self.playing_since is None and self.audio >= START_BUFFER:
+            self.playing_since = now - self.audio()
+        self.chunks.append((now, seconds))
+        if self.playing_since is None and self.audio() >= START_BUFFER:
             self.playing_since = now
 
 
@@ -86,11 +92,12 @@ async def measure_poisson(engine: Engine, voice: str, rate: float, limit: float)
     """Requests arrive at random, `rate` a second, during half the limit; all of it is heard within the limit."""
     gaps = random.Random(0)
 
-    async def arrivals(listen: Listen) -> None:
+    async def arrivals(listen: Listen) -> float:
         async with asyncio.TaskGroup() as group:
             for number in range(requests):
                 group.create_task(listen(number))
                 await asyncio.sleep(gaps.expovariate(rate))
+        return time.perf_counter()
 
     requests = max(4, round(rate * limit / 2))
     return {"rate": rate} | await _measure(engine, voice, requests, limit, arrivals)
@@ -111,22 +118,23 @@ async def measure_first_hops(
 
 async def _closed_loop(engine: Engine, voice: str, listeners: int, requests: int, limit: float) -> Result:
     numbers = iter(range(requests))
+    left: list[float] = []
 
-    async def loop(listen: Listen) -> None:
+    async def loop(listen: Listen) -> float:
         async def listener() -> None:
             for number in numbers:
                 await listen(number)
+            left.append(time.perf_counter())
 
         async with asyncio.TaskGroup() as group:
             for _ in range(listeners):
                 group.create_task(listener())
+        return left[0]
 
     return await _measure(engine, voice, requests, limit, loop)
 
 
-async def _measure(
-    engine: Engine, voice: str, requests: int, limit: float, crowd: Callable[[Listen], Awaitable[None]]
-) -> Result:
+async def _measure(engine: Engine, voice: str, requests: int, limit: float, crowd: Crowd) -> Result:
     """Let a crowd listen until it has heard all, or the limit has passed: what has been heard until then counts."""
     everyone: list[Heard] = []
 
@@ -147,24 +155,28 @@ async def _measure(
     started = time.perf_counter()
     try:
         async with asyncio.timeout(limit):
-            await crowd(listen)
+            until = await crowd(listen)
     except TimeoutError:
-        pass
-    result = summary(everyone, requests, time.perf_counter() - started)
+        until = time.perf_counter()
+    result = summary(everyone, requests, started, until)
     if on_gpu:
         result["peak_memory"] = torch.cuda.max_memory_allocated(engine.model.device)
     return result
 
 
-def summary(everyone: Sequence[Heard], requests: int, seconds: float) -> Result:
-    """Figures of all listeners together; None where nobody has heard enough."""
+def summary(everyone: Sequence[Heard], requests: int, started: float, until: float) -> Result:
+    """Figures of all listeners together; None where nobody has heard enough.
+
+    Args:
+        until: when the first of them had nothing more to ask: after that, fewer than all listened.
+    """
     first = [heard.first for heard in everyone if heard.first is not None]
     rtf = [heard.rtf for heard in everyone if heard.rtf is not None]
     result = {
         "ttfa_p50": float(np.percentile(first, 50)) if first else None,
         "ttfa_p95": float(np.percentile(first, 95)) if first else None,
         "rtf_p50": float(np.percentile(rtf, 50)) if rtf else None,
-        "audio_per_second": sum(heard.audio for heard in everyone) / seconds,
+        "audio_per_second": sum(heard.audio(until) for heard in everyone) / (until - started),
         "underruns": sum(heard.underruns for heard in everyone),
         "requests": len(rtf),
     }
@@ -173,5 +185,7 @@ def summary(everyone: Sequence[Heard], requests: int, seconds: float) -> Result:
         result["failed"] = f"{len(errors)} requests, the first with {errors[0]}"
     if len(rtf) + len(errors) < requests:
         silent = sum(heard.first is None and not heard.error for heard in everyone)
-        result["cut"] = f"{len(rtf)} of {requests} requests heard in {seconds:.0f} s, {silent} still waiting for sound"
+        result["cut"] = (
+            f"{len(rtf)} of {requests} requests heard in {until - started:.0f} s, {silent} still waiting for sound"
+        )
     return result

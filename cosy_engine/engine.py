@@ -59,7 +59,7 @@ _PROMPTS_KEPT = 16
 _BATCH = {"cpu": 1, "cuda": 32}
 _TEXT_PAUSE = 60.0  # seconds without a piece of a text that arrives piece by piece
 _PATIENCE = 10.0  # seconds that who wants no stream can wait while others hear theirs without a gap
-_PATIENCE_EACH, _MOST_PATIENCE = 0.00025, 0.004  # seconds that a code may take longer for each who listens as well
+_PATIENCE_EACH, _MOST_PATIENCE = 0.00025, 0.002  # seconds that a code may take longer for each who listens as well
 _END = None
 
 
@@ -217,6 +217,7 @@ class Engine:
         )
         self._scheduler = Scheduler(settings.batch or _BATCH[model.device.type], model.device, threads)
         self._prompt_makers = ThreadPoolExecutor(2, thread_name_prefix="prompt")
+        self._arrivals = ThreadPoolExecutor(1, thread_name_prefix="arrivals")  # a GPU's come in turn
         self._prompts: OrderedDict[str, Future[Prompt]] = OrderedDict()
         self._closed = False
 
@@ -316,6 +317,7 @@ class Engine:
         self._speech_lm.close()
         self._prompt_makers.shutdown(wait=True)
         self._scheduler.close()
+        self._arrivals.shutdown(wait=True)
 
     async def _run(
         self, request: SynthesisRequest, seed: int, timings: Timings, on_position: PositionCallback | None
@@ -418,12 +420,18 @@ class Engine:
                 if session.ready:
                     await preparing
                     arriving = await self._scheduler.run(_heard(session), urgency())
-                    samples = arriving() if self.model.device.type == "cpu" else await asyncio.to_thread(arriving)
+                    samples = await self._arrived(arriving)
                     if len(samples):
                         yield samples
         finally:
             preparing.cancel()
             await asyncio.gather(preparing, return_exceptions=True)
+
+    async def _arrived(self, arriving: Callable[[], np.ndarray]) -> np.ndarray:
+        """Wait for a chunk, not in the threads that those share who ask for something new."""
+        if self._closed:
+            raise EngineStoppedError("The engine has been closed.")
+        return await asyncio.wrap_future(self._arrivals.submit(arriving))
 
     async def _pump(
         self,
@@ -576,7 +584,7 @@ def _heard(session: Session) -> Making[Callable[[], np.ndarray]]:
         return samples.numpy
     host = torch.empty(samples.shape, dtype=samples.dtype, pin_memory=True)
     host.copy_(samples, non_blocking=True)
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event(blocking=True)  # or who waits would keep a core busy
     arrived.record()
 
     def wait() -> np.ndarray:

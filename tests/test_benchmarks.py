@@ -43,18 +43,23 @@ def test_a_listener_runs_dry_as_often_as_his_sound_ends_before_more_comes() -> N
 
 
 def test_requests_that_were_cut_are_told() -> None:
-    whole = Heard(asked=0.0, first=0.5, audio=10.0, rtf=0.2)
-    begun = Heard(asked=0.0, first=1.5, audio=2.0)
+    whole = Heard(asked=0.0, first=0.5, rtf=0.2, chunks=[(0.5, 4.0), (2.0, 6.0)])
+    begun = Heard(asked=0.0, first=1.5, chunks=[(1.5, 2.0)])
     waiting = Heard(asked=0.0)
-    result = summary([whole, begun, waiting], requests=4, seconds=6.0)
+    result = summary([whole, begun, waiting], requests=4, started=0.0, until=6.0)
     assert result["cut"] == "1 of 4 requests heard in 6 s, 1 still waiting for sound"
     assert (result["ttfa_p50"], result["audio_per_second"], result["requests"]) == (1.0, 2.0, 1)
-    assert not {"cut", "failed"} & summary([whole], requests=1, seconds=6.0).keys()
+    assert not {"cut", "failed"} & summary([whole], requests=1, started=0.0, until=6.0).keys()
+
+
+def test_sound_that_came_after_the_first_listener_left_does_not_count() -> None:
+    heard = [Heard(asked=1.0, chunks=[(2.0, 3.0), (3.0, 3.0)]), Heard(asked=1.0, chunks=[(2.0, 2.0), (5.0, 100.0)])]
+    assert summary(heard, requests=2, started=1.0, until=3.0)["audio_per_second"] == 4.0
 
 
 def test_requests_that_failed_are_told() -> None:
-    broken = Heard(asked=0.0, first=0.5, audio=1.0, error="OutOfMemoryError: 2 GiB")
-    result = summary([broken], requests=1, seconds=2.0)
+    broken = Heard(asked=0.0, first=0.5, chunks=[(0.5, 1.0)], error="OutOfMemoryError: 2 GiB")
+    result = summary([broken], requests=1, started=0.0, until=2.0)
     assert result["failed"] == "1 requests, the first with OutOfMemoryError: 2 GiB"
     assert "cut" not in result
     report = {"incremental": {"listeners": [{"listeners": 64} | result]}, "recompute": {}}

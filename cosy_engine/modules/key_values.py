@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _LEAST_ROOM = 128
+_GROWTH = random.Random(0)
 
 
 class KeyValues:
     """Keys and values of all positions so far, `[B, heads, length, d]` each, in buffers that have room for more.
 
     New positions are written into the room; what is there is copied only when a buffer is full, and the next one is
-    half as large again. The first one is exact: what a voice remembers of its prompt takes no more than it needs.
-    `fork` shares the buffers, which is safe: a fork has no room, so it moves out when it grows, and whatever the
-    original appends lies behind the fork's end.
+    about half as large again: by chance more or less, or all layers would move with the same chunk, which would be
+    late. The first one is exact: what a voice remembers of its prompt takes no more than it needs. `fork` shares the
+    buffers, which is safe: a fork has no room, so it moves out when it grows, and whatever the original appends lies
+    behind the fork's end.
 
     Attributes:
         length: positions so far.
@@ -52,7 +56,8 @@ class KeyValues:
             return
         start, end = self.length, self.length + key.shape[2]
         if end > self._capacity:
-            self._capacity = max(end, start + max(start // 2, _LEAST_ROOM)) if start else end
+            room = max(int(start * _GROWTH.uniform(0.25, 0.75)), _LEAST_ROOM) if start else 0
+            self._capacity = max(end, start + room)
             self._keys, self._values = self._moved(self._keys), self._moved(self._values)
         self._keys[:, :, start:end] = key
         self._values[:, :, start:end] = value

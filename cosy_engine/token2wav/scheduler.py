@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import traceback
 from collections import deque
@@ -17,6 +18,7 @@ from cosy_engine.errors import BackendFailedError, EngineStoppedError
 from cosy_engine.token2wav.work import Making, Work
 
 _BATCHES_GIVEN = 2
+_SWITCH_INTERVAL = 0.0005  # seconds
 _T = TypeVar("_T")
 Urgency = tuple[bool, float]
 
@@ -94,6 +96,8 @@ class Scheduler:
         use_cores(self._threads)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread
+            # torch lets go of Python's lock in each operation, and a busy thread would keep it for ten times as long.
+            sys.setswitchinterval(_SWITCH_INTERVAL)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or self._jobs)
@@ -143,7 +147,7 @@ class Scheduler:
             if job.work.done:
                 self._go_on(job)
         if self._given is not None:
-            self._given.append(torch.cuda.Event())
+            self._given.append(torch.cuda.Event(blocking=True))
             self._given[-1].record()
             if len(self._given) > _BATCHES_GIVEN:
                 self._given.popleft().synchronize()

@@ -57,12 +57,26 @@ def test_streams_of_different_pasts_and_padding_share_a_batch() -> None:
 
 def test_keys_that_are_there_are_not_copied_again_with_each_chunk() -> None:
     past = KeyValues.empty(1, 2, 4, CPU, torch.float32)
-    moves, where = 0, None
-    for _ in range(100):
+    assert len(_moves(past)) < 25
+    assert past.length == 5000
+    assert past.nbytes < 1.8 * 2 * 5000 * 2 * 4 * 4
+
+
+def test_no_chunk_is_late_because_the_keys_of_all_layers_move() -> None:
+    moves = [_moves(KeyValues.empty(1, 2, 4, CPU, torch.float32)) for _ in range(30)]
+    for chunk in range(20, 100):
+        assert sum(chunk in own for own in moves) < 15
+
+
+def _moves(past: KeyValues) -> list[int]:
+    """Which of a hundred chunks of 50 positions found no room."""
+    moves, where = [], None
+    for chunk in range(100):
         past.append(*torch.randn(2, 1, 2, 50, 4))
-        moves, where = moves + (past.keys.data_ptr() != where), past.keys.data_ptr()
-    assert past.length == 5000 and moves < 12
-    assert past.nbytes < 1.6 * 2 * 5000 * 2 * 4 * 4
+        if past.keys.data_ptr() != where:
+            moves.append(chunk)
+        where = past.keys.data_ptr()
+    return moves
 
 
 def test_a_fork_and_its_original_go_on_independently() -> None:
