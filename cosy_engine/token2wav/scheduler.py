@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 import traceback
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -19,18 +20,21 @@ from cosy_engine.token2wav.work import Making, Work
 
 _BATCHES_GIVEN = 2
 _SWITCH_INTERVAL = 0.0005  # seconds
+_FIRST_SOUND = 0.4  # seconds that who has heard nothing yet may wait
+_HURRY = 0.25  # seconds before its moment from which on work comes first
+_FAR_MORE = 8  # jobs
 _T = TypeVar("_T")
-Urgency = tuple[bool, float]
+Urgency = float  # the moment that work should be done by, as `time.perf_counter` tells
 
 
 def first_sound(submitted: float) -> Urgency:
-    """Of work that a listener waits for who has heard nothing yet; the one who came first is served first."""
-    return False, submitted
+    """Of work that a listener waits for who has heard nothing yet."""
+    return submitted + _FIRST_SOUND
 
 
 def runs_dry(moment: float) -> Urgency:
     """Of work for a listener whose sound ends at this moment."""
-    return True, moment
+    return moment
 
 
 class _Job:
@@ -46,7 +50,8 @@ class Scheduler:
     """Drives the generators of many streams on one thread, most urgent first.
 
     Before each piece of work it looks again at who waits, so a new request joins between two Euler steps of the
-    others. Work with the same key is done in one batch.
+    others. Work with the same key is done in one batch. While nobody is in a hurry, work of which there is much goes
+    first, and the rest gathers meanwhile.
 
     Args:
         batch: pieces of work in one batch; with 1, what a request hears does not depend, to the last bit, on others.
@@ -131,12 +136,12 @@ class Scheduler:
 
     def _run(self, jobs: Sequence[_Job]) -> None:
         """One batch of the most urgent work and of what goes with it."""
+        if not jobs:
+            return
         batch = jobs[: self.batch]
         if len(batch) > 1:
-            key = batch[0].work.key
+            key = self._most_worthwhile(jobs)
             batch = [job for job in jobs if job.work.key == key][: self.batch]
-        if not batch:
-            return
         try:
             batch[0].work.run([job.work for job in batch])
         except Exception as error:
@@ -151,6 +156,15 @@ class Scheduler:
             self._given[-1].record()
             if len(self._given) > _BATCHES_GIVEN:
                 self._given.popleft().synchronize()
+
+    def _most_worthwhile(self, jobs: Sequence[_Job]) -> Hashable:
+        """The key of the most urgent work, or of far more if that is in no hurry: it takes a GPU not much longer."""
+        urgent = jobs[0].work.key
+        if jobs[0].urgency - time.perf_counter() < _HURRY:
+            return urgent
+        counts = Counter(job.work.key for job in jobs)
+        most = max(counts, key=counts.__getitem__)
+        return most if min(counts[most], self.batch) >= counts[urgent] + _FAR_MORE else urgent
 
     def _go_on(self, job: _Job) -> None:
         try:

@@ -29,7 +29,7 @@ from cosy_engine.token2wav.pages import PAGE, PagedStream, PagePool
 
 logger = logging.getLogger(__name__)
 
-_FRAMES = (24, 50, 100, 150, 200, 400)  # of the hops of up to 12, 25, 50 and 100 tokens, of last ones, of prompts
+_FRAMES = (50, 100, 150, 200, 400)  # of the hops of up to 25, 50 and 100 tokens, of last ones, of prompts
 _STREAMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _PASTS = (512, 1024, 2048, 4096, MAX_FRAMES)  # frames
 
@@ -150,7 +150,7 @@ class StaticEstimator(nn.Module):
         t = self.time_features(torch.zeros(1, device=weight.device)).expand(2, -1)
         sizes = _STREAMS[: 1 + _STREAMS.index(filled_up(streams, _STREAMS))]
         pasts = _PASTS[:2] if self._past is PagedPast else _PASTS[-1:]
-        for size, frames, past in (*product(sizes, _FRAMES[:5], pasts), *product(sizes[:4], _FRAMES[5:], pasts[:1])):
+        for size, frames, past in (*product(sizes, _FRAMES[:4], pasts), *product(sizes[:4], _FRAMES[4:], pasts[:1])):
             mel, spks = weight.new_zeros(2, 80, frames), weight.new_zeros(2, 80)
             buffers, step = self._step(size, frames, past, EstimatorInputs(mel, None, mel, t, spks, mel, None))
             step()

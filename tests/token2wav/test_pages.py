@@ -11,7 +11,7 @@ from cosy_engine.config import HopSettings
 from cosy_engine.errors import BackendFailedError
 from cosy_engine.modules.streaming import state_bytes
 from cosy_engine.token2wav.pages import PAGE, PagedStream, PagePool, StoredStream
-from cosy_engine.token2wav.scheduler import Scheduler, first_sound, runs_dry
+from cosy_engine.token2wav.scheduler import Scheduler, Urgency, first_sound, runs_dry
 from cosy_engine.token2wav.static_estimator import StaticEstimator
 from cosy_engine.token2wav.token2wav import Session, Token2Wav
 from cosy_engine.token2wav.work import Making, complete
@@ -287,7 +287,7 @@ def test_the_most_urgent_gets_room_while_others_keep_coming(model: CosyVoiceMode
     token2wav, scheduler = Token2Wav(model.flow, model.hift, voice_cache=0), Scheduler(8, CPU)
     heard: list[str] = []
 
-    async def listen(name: str, seed: int, count: int, urgency: tuple[bool, float]) -> None:
+    async def listen(name: str, seed: int, count: int, urgency: Urgency) -> None:
         session = session_of(token2wav, seed, 31)
         session.push(random_tokens(count, seed))
         session.finish()

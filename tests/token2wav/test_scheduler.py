@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from cosy_engine.checkpoint.load import CosyVoiceModel
 from cosy_engine.config import HopSettings
 from cosy_engine.errors import BackendFailedError, EngineStoppedError
-from cosy_engine.token2wav.scheduler import Scheduler, first_sound, runs_dry
+from cosy_engine.token2wav.scheduler import Scheduler, Urgency, first_sound, runs_dry
 from cosy_engine.token2wav.token2wav import Token2Wav
 from cosy_engine.token2wav.work import Encode, EulerSteps, Making, Vocode
 from tests.token2wav.test_session import random_prompt, random_tokens, run
@@ -71,14 +72,14 @@ def scheduler(request: pytest.FixtureRequest):
     scheduler.close()
 
 
-def submit(scheduler: Scheduler, log: list[list[str]], *jobs: tuple[str, int, tuple[bool, float]]) -> list[Future]:
+def submit(scheduler: Scheduler, log: list[list[str]], *jobs: tuple[str, int, Urgency]) -> list[Future]:
     gate = Gate(scheduler)
     futures = [scheduler.submit(making(Steps(name, left, log)), urgency) for name, left, urgency in jobs]
     gate.open()
     return futures
 
 
-def test_first_sounds_go_first_and_then_whoever_runs_dry_soonest() -> None:
+def test_whoever_has_the_least_time_left_goes_first() -> None:
     log: list[list[str]] = []
     scheduler = Scheduler(1, CPU)
     jobs = [
@@ -90,7 +91,26 @@ def test_first_sounds_go_first_and_then_whoever_runs_dry_soonest() -> None:
     for future in submit(scheduler, log, *jobs):
         future.result(timeout=10)
     scheduler.close()
-    assert [name for (name,) in log] == ["older", "new", "soon", "late"]
+    assert [name for (name,) in log] == ["soon", "older", "new", "late"]
+
+
+@pytest.mark.parametrize(
+    "left, many, first",
+    [(100.0, 10, "many"), (100.0, 3, "one"), (0.0, 10, "one")],
+    ids=["no hurry", "hardly more", "hurry"],
+)
+def test_much_work_goes_before_more_urgent_work_that_is_in_no_hurry(left: float, many: int, first: str) -> None:
+    log: list[list[str]] = []
+    scheduler, now = Scheduler(16, CPU), time.perf_counter()
+    gate = Gate(scheduler)
+    futures = [scheduler.submit(making(Steps("one", 1, log, key="alone")), runs_dry(now + left))]
+    futures += [scheduler.submit(making(Steps("many", 2, log)), runs_dry(now + left + 1)) for _ in range(many)]
+    gate.open()
+    for future in futures:
+        future.result(timeout=10)
+    scheduler.close()
+    assert log[0][0] == first
+    assert sorted(map(len, log)) == [1, many, many]
 
 
 def test_a_new_request_joins_between_two_steps_of_another() -> None:
