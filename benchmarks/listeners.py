@@ -21,7 +21,6 @@ from cosy_engine.engine import Engine, SynthesisRequest
 START_BUFFER = 0.3  # seconds a player holds back before it starts
 Result = dict[str, Any]
 Listen = Callable[[int], Awaitable[None]]
-Crowd = Callable[[Listen], Awaitable[float]]  # until when all of them listened
 
 
 @dataclass
@@ -92,12 +91,11 @@ async def measure_poisson(engine: Engine, voice: str, rate: float, limit: float)
     """Requests arrive at random, `rate` a second, during half the limit; all of it is heard within the limit."""
     gaps = random.Random(0)
 
-    async def arrivals(listen: Listen) -> float:
+    async def arrivals(listen: Listen) -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(requests):
                 group.create_task(listen(number))
                 await asyncio.sleep(gaps.expovariate(rate))
-        return time.perf_counter()
 
     requests = max(4, round(rate * limit / 2))
     return {"rate": rate} | await _measure(engine, voice, requests, limit, arrivals)
@@ -120,7 +118,7 @@ async def _closed_loop(engine: Engine, voice: str, listeners: int, requests: int
     numbers = iter(range(requests))
     left: list[float] = []
 
-    async def loop(listen: Listen) -> float:
+    async def loop(listen: Listen) -> None:
         async def listener() -> None:
             for number in numbers:
                 await listen(number)
@@ -129,13 +127,23 @@ async def _closed_loop(engine: Engine, voice: str, listeners: int, requests: int
         async with asyncio.TaskGroup() as group:
             for _ in range(listeners):
                 group.create_task(listener())
-        return left[0]
 
-    return await _measure(engine, voice, requests, limit, loop)
+    return await _measure(engine, voice, requests, limit, loop, left)
 
 
-async def _measure(engine: Engine, voice: str, requests: int, limit: float, crowd: Crowd) -> Result:
-    """Let a crowd listen until it has heard all, or the limit has passed: what has been heard until then counts."""
+async def _measure(
+    engine: Engine,
+    voice: str,
+    requests: int,
+    limit: float,
+    crowd: Callable[[Listen], Awaitable[None]],
+    left: Sequence[float] = (),
+) -> Result:
+    """Let a crowd listen until it has heard all, or the limit has passed: what has been heard until then counts.
+
+    Args:
+        left: when listeners left who had nothing more to ask; filled in meanwhile.
+    """
     everyone: list[Heard] = []
 
     async def listen(number: int) -> None:
@@ -155,21 +163,26 @@ async def _measure(engine: Engine, voice: str, requests: int, limit: float, crow
     started = time.perf_counter()
     try:
         async with asyncio.timeout(limit):
-            until = await crowd(listen)
+            await crowd(listen)
     except TimeoutError:
-        until = time.perf_counter()
-    result = summary(everyone, requests, started, until)
+        pass
+    result = summary(everyone, requests, started, time.perf_counter(), left)
     if on_gpu:
         result["peak_memory"] = torch.cuda.max_memory_allocated(engine.model.device)
     return result
 
 
-def summary(everyone: Sequence[Heard], requests: int, started: float, until: float) -> Result:
+def summary(
+    everyone: Sequence[Heard], requests: int, started: float, ended: float, left: Sequence[float] = ()
+) -> Result:
     """Figures of all listeners together; None where nobody has heard enough.
 
     Args:
-        until: when the first of them had nothing more to ask: after that, fewer than all listened.
+        left: when listeners left. From the first one on fewer than all listened, so sound does not count that came
+            later, unless there are errors, with which one leaves early.
     """
+    errors = [heard.error for heard in everyone if heard.error]
+    until = ended if errors else min(left, default=ended)
     first = [heard.first for heard in everyone if heard.first is not None]
     rtf = [heard.rtf for heard in everyone if heard.rtf is not None]
     result = {
@@ -180,12 +193,11 @@ def summary(everyone: Sequence[Heard], requests: int, started: float, until: flo
         "underruns": sum(heard.underruns for heard in everyone),
         "requests": len(rtf),
     }
-    errors = [heard.error for heard in everyone if heard.error]
     if errors:
         result["failed"] = f"{len(errors)} requests, the first with {errors[0]}"
     if len(rtf) + len(errors) < requests:
         silent = sum(heard.first is None and not heard.error for heard in everyone)
         result["cut"] = (
-            f"{len(rtf)} of {requests} requests heard in {until - started:.0f} s, {silent} still waiting for sound"
+            f"{len(rtf)} of {requests} requests heard in {ended - started:.0f} s, {silent} still waiting for sound"
         )
     return result

@@ -429,9 +429,13 @@ class Engine:
 
     async def _arrived(self, arriving: Callable[[], np.ndarray]) -> np.ndarray:
         """Wait for a chunk, not in the threads that those share who ask for something new."""
-        if self._closed:
-            raise EngineStoppedError("The engine has been closed.")
-        return await asyncio.wrap_future(self._arrivals.submit(arriving))
+        try:
+            arrival = self._arrivals.submit(arriving)
+        except RuntimeError:
+            if self._closed:
+                raise EngineStoppedError("The engine has been closed.") from None
+            raise
+        return await asyncio.wrap_future(arrival)
 
     async def _pump(
         self,
@@ -556,11 +560,14 @@ def _runs_graphs(device: torch.device, settings: Settings) -> bool:
 
 
 def _urgency(request: SynthesisRequest, timings: Timings, submitted: float) -> Urgency:
+    """Of the next chunk. Its moment is not in the past, however long ago the listener ran dry, stopped to fetch what
+    there is, or began to wait for the whole: who comes new would wait for all that."""
+    now = time.perf_counter()
     if not request.stream:
-        return runs_dry(submitted + _PATIENCE)
+        return runs_dry(now + _PATIENCE)
     if timings.first_audio is None:
-        return first_sound(submitted)
-    return runs_dry(submitted + timings.first_audio + timings.audio_seconds)
+        return first_sound(submitted + timings.queue)
+    return runs_dry(max(now, submitted + timings.first_audio + timings.audio_seconds))
 
 
 async def _in_time(text: AsyncIterator[str]) -> AsyncGenerator[str, None]:

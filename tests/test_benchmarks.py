@@ -46,20 +46,22 @@ def test_requests_that_were_cut_are_told() -> None:
     whole = Heard(asked=0.0, first=0.5, rtf=0.2, chunks=[(0.5, 4.0), (2.0, 6.0)])
     begun = Heard(asked=0.0, first=1.5, chunks=[(1.5, 2.0)])
     waiting = Heard(asked=0.0)
-    result = summary([whole, begun, waiting], requests=4, started=0.0, until=6.0)
+    result = summary([whole, begun, waiting], requests=4, started=0.0, ended=6.0)
     assert result["cut"] == "1 of 4 requests heard in 6 s, 1 still waiting for sound"
     assert (result["ttfa_p50"], result["audio_per_second"], result["requests"]) == (1.0, 2.0, 1)
-    assert not {"cut", "failed"} & summary([whole], requests=1, started=0.0, until=6.0).keys()
+    assert not {"cut", "failed"} & summary([whole], requests=1, started=0.0, ended=6.0).keys()
 
 
 def test_sound_that_came_after_the_first_listener_left_does_not_count() -> None:
     heard = [Heard(asked=1.0, chunks=[(2.0, 3.0), (3.0, 3.0)]), Heard(asked=1.0, chunks=[(2.0, 2.0), (5.0, 100.0)])]
-    assert summary(heard, requests=2, started=1.0, until=3.0)["audio_per_second"] == 4.0
+    assert summary(heard, requests=2, started=1.0, ended=5.0, left=[5.0, 3.0])["audio_per_second"] == 4.0
+    heard.append(Heard(asked=1.0, error="he leaves at once"))
+    assert summary(heard, requests=3, started=1.0, ended=5.0, left=[1.5, 3.0])["audio_per_second"] == 27.0
 
 
 def test_requests_that_failed_are_told() -> None:
     broken = Heard(asked=0.0, first=0.5, chunks=[(0.5, 1.0)], error="OutOfMemoryError: 2 GiB")
-    result = summary([broken], requests=1, started=0.0, until=2.0)
+    result = summary([broken], requests=1, started=0.0, ended=2.0)
     assert result["failed"] == "1 requests, the first with OutOfMemoryError: 2 GiB"
     assert "cut" not in result
     report = {"incremental": {"listeners": [{"listeners": 64} | result]}, "recompute": {}}

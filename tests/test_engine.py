@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from cosy_engine.config import Settings
-from cosy_engine.engine import Engine, Synthesis, SynthesisRequest
+from cosy_engine.engine import Engine, Synthesis, SynthesisRequest, Timings, _urgency
 from cosy_engine.errors import (
     BackendUnavailableError,
     EngineStoppedError,
@@ -55,6 +55,15 @@ async def prompt(engine: Engine) -> Prompt:
 async def listen(synthesis: Synthesis) -> np.ndarray:
     chunks = [chunk.samples async for chunk in synthesis]
     return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+
+
+def test_what_lies_far_back_makes_nobody_more_urgent() -> None:
+    now = time.perf_counter()
+    stream, whole = SynthesisRequest(TEXT), SynthesisRequest(TEXT, stream=False)
+    assert _urgency(stream, Timings(first_audio=0.2, audio_seconds=3.0), now - 100) >= now  # he stopped to listen
+    assert _urgency(whole, Timings(first_audio=0.2), now - 100) > now + 5
+    assert _urgency(stream, Timings(queue=100.0), now - 100) > now
+    assert now < _urgency(stream, Timings(first_audio=0.2, audio_seconds=3.0), now - 2) < now + 1.3
 
 
 async def test_every_mode_speaks(engine: Engine, prompt: Prompt) -> None:

@@ -56,8 +56,7 @@ class KeyValues:
             return
         start, end = self.length, self.length + key.shape[2]
         if end > self._capacity:
-            room = max(int(start * _GROWTH.uniform(0.25, 0.75)), _LEAST_ROOM) if start else 0
-            self._capacity = max(end, start + room)
+            self._capacity = max(end, start + _room(start)) if start else end
             self._keys, self._values = self._moved(self._keys), self._moved(self._values)
         self._keys[:, :, start:end] = key
         self._values[:, :, start:end] = value
@@ -81,3 +80,10 @@ class KeyValues:
         moved = old.new_empty(batch, heads, self._capacity, head_dim)
         moved[:, :, : self.length] = old[:, :, : self.length]
         return moved
+
+
+def _room(length: int) -> int:
+    """How much to have behind so many positions."""
+    if torch.compiler.is_compiling():  # chance would cut the compiled function into pieces
+        return max(length // 2, _LEAST_ROOM)
+    return max(int(length * _GROWTH.uniform(0.25, 0.75)), _LEAST_ROOM)

@@ -56,7 +56,7 @@ class Scheduler:
     Args:
         batch: pieces of work in one batch; with 1, what a request hears does not depend, to the last bit, on others.
         device: where the work is done; a GPU is given only two batches at a time, or those who join would wait for
-            all that it had been given before.
+            all that it had been given before. With a GPU the process's threads hand Python's lock on more often.
         threads: that an operation may use on a CPU; None: as many as torch likes.
     """
 

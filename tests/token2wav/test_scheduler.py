@@ -96,7 +96,7 @@ def test_whoever_has_the_least_time_left_goes_first() -> None:
 
 @pytest.mark.parametrize(
     "left, many, first",
-    [(100.0, 10, "many"), (100.0, 3, "one"), (0.0, 10, "one")],
+    [(100.0, 9, "many"), (100.0, 8, "one"), (0.0, 9, "one")],
     ids=["no hurry", "hardly more", "hurry"],
 )
 def test_much_work_goes_before_more_urgent_work_that_is_in_no_hurry(left: float, many: int, first: str) -> None:
