@@ -246,7 +246,7 @@ def test_errors_are_chinese_on_a_chinese_page(visit: Visit) -> None:
             )
         visitor.panel.locator(".prompt [data-testid=upload-text]").wait_for(state="detached")
         visitor.type("#text", text)
-        visitor.press("生成")
+        visitor.generate("生成")
         visitor.page.get_by_role("alert").filter(has_text=said).first.wait_for()
 
 

@@ -85,10 +85,10 @@ class Visitor:
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
 
-    def generate(self) -> None:
+    def generate(self, button: str = "Generate") -> None:
         """Press the button, and wait until the page no longer says what it said before."""
         with self._something_new():
-            self.press("Generate")
+            self.press(button)
 
     def play_example(self, text: str) -> None:
         with self._something_new():
