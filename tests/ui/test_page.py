@@ -237,14 +237,7 @@ def test_errors_are_chinese_on_a_chinese_page(visit: Visit) -> None:
     visitor = visit(locale="zh-CN")
     visitor.open_tab("跨语种")
     for data, text, _, said in BAD_INPUTS.values():
-        clear = visitor.panel.locator(".prompt button[aria-label]").first
-        if visitor.panel.locator(".prompt [data-testid=upload-text]").count() == 0:
-            clear.click()
-        with visitor.page.expect_response(lambda response: "/upload" in response.url):
-            visitor.panel.locator(".prompt input[type=file]").set_input_files(
-                {"name": "voice.wav", "mimeType": "audio/wav", "buffer": data}
-            )
-        visitor.panel.locator(".prompt [data-testid=upload-text]").wait_for(state="detached")
+        visitor.upload(data)
         visitor.type("#text", text)
         visitor.generate("生成")
         visitor.page.get_by_role("alert").filter(has_text=said).first.wait_for()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from tests.ui.browser import PATIENCE
 TABS = ["Clone a voice", "Cross-lingual", "Instruct", "Saved voices"]
 CHINESE_TABS = ["极速复刻", "跨语种", "指令控制", "已存音色"]
 TRANSCRIPT = "What is said in the recording (recommended)"
+CLEAR = re.compile("^(Clear|清除)$")  # Gradio's button beside a recording
 GOOD = encoded(hum(2))
 LONG_TEXT = "This sentence goes on and on, and never seems to end. " * 150
 
@@ -70,14 +72,15 @@ class Visitor:
             head.click()
 
     def upload(self, data: bytes, name: str = "voice.wav") -> None:
-        clear = self.panel.locator(".prompt").get_by_role("button", name="Clear", exact=True)
+        """Put a recording in the place of the one that is there, and wait until the page shows it."""
+        prompt = self.panel.locator(".prompt")
+        clear = prompt.get_by_role("button", name=CLEAR)
         if clear.count():
             clear.click()
+            clear.wait_for(state="detached")
         with self.page.expect_response(lambda response: "/upload" in response.url):
-            self.panel.locator(".prompt input[type=file]").set_input_files(
-                {"name": name, "mimeType": "audio/wav", "buffer": data}
-            )
-        self.panel.locator(".prompt [data-testid=upload-text]").wait_for(state="detached")
+            prompt.locator("input[type=file]").set_input_files({"name": name, "mimeType": "audio/wav", "buffer": data})
+        clear.wait_for()
 
     def label(self, name: str) -> object:
         return self.panel.get_by_label(name, exact=True)
