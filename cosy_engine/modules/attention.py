@@ -169,36 +169,6 @@ def attend(
     return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 
-def extend_pasts(pasts: Sequence[KeyValues], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys and values of a batch's streams with the new ones, `[B, heads, longest, d]` each.
-
-    All end with the new positions, so that distances are alike; a shorter past begins with zeros.
-    """
-    for past, own_key, own_value in zip(pasts, rows_of(key, len(pasts)), rows_of(value, len(pasts)), strict=True):
-        past.append(own_key, own_value)
-    if len(pasts) == 1:
-        return pasts[0].keys, pasts[0].values
-    longest = max(past.length for past in pasts)
-
-    def joined(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([F.pad(part, (0, 0, longest - part.shape[2], 0)) for part in parts])
-
-    return joined([past.keys for past in pasts]), joined([past.values for past in pasts])
-
-
-def join_masks(masks: Sequence[Tensor | None], pasts: Sequence[int], xs: Tensor) -> Tensor | None:
-    """One mask for what `extend_pasts` gives, from the streams' own; `xs [B, new, ...]` is what is fed."""
-    longest, new = max(pasts), xs.shape[1]
-    if len(masks) == 1 or min(pasts) == longest and masks[0] is None:
-        return masks[0]
-    rows = xs.shape[0] // len(pasts)
-    joined = []
-    for mask, past in zip(masks, pasts, strict=True):
-        mask = torch.ones(1, 1, 1, past + new, dtype=torch.bool, device=xs.device) if mask is None else mask
-        joined.append(F.pad(mask, (longest - past, 0), value=False).expand(rows, -1, new, -1))
-    return torch.cat(joined)
-
-
 class SelfAttention(nn.Module):
     """The projections of a multi-head self-attention layer. State: see `no_past`."""
 

@@ -50,26 +50,32 @@ class CausalConv1d(_CausalConv):
 
 
 class CausalFrameConv1d(_CausalConv):
-    """The same for `[B, T, in_channels]` -> `[B, T, out_channels]`; `tail [B, kernel_size-1, in_channels]`.
-
-    Each frame is laid out beside those before it, so that all is one product of matrices: for a narrow kernel.
-    """
+    """The same for `[B, T, in_channels]` -> `[B, T, out_channels]`; `tail [B, kernel_size-1, in_channels]`."""
 
     time_axis = 1
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        x = self._after_tail(x, state)
-        if torch.compiler.is_exporting():  # whatever runs the graph knows convolutions
-            return super().forward(x.transpose(1, 2)).transpose(1, 2)
-        seen = x.unfold(1, self.kernel_size[0], 1)  # [B, T, in_channels, kernel_size]
-        return F.linear(seen.flatten(2), self.weight.flatten(1), self.bias)
+        return _convolve_frames(self, self._after_tail(x, state))
 
 
-class FrameLinear(nn.Conv1d):
-    """A convolution over one frame, for `[B, T, in_channels]` -> `[B, T, out_channels]`."""
+class FrameConv1d(nn.Conv1d):
+    """A convolution without padding, for `[B, T, in_channels]` -> `[B, T-kernel_size+1, out_channels]`."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        return _convolve_frames(self, x)
+
+
+def _convolve_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """One product of matrices: each frame is laid out beside those before it. For narrow kernels.
+
+    On a CPU a row's result is then the same whatever other rows are in the batch, unlike a convolution's.
+    """
+    if conv.kernel_size[0] == 1:
+        return F.linear(x, conv.weight.flatten(1), conv.bias)
+    if torch.compiler.is_exporting():  # whatever runs the graph knows convolutions
+        return F.conv1d(x.transpose(1, 2), conv.weight, conv.bias).transpose(1, 2)
+    seen = x.unfold(1, conv.kernel_size[0], 1)  # [B, T, in_channels, kernel_size]
+    return F.linear(seen.flatten(2), conv.weight.flatten(1), conv.bias)

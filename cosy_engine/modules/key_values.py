@@ -64,8 +64,13 @@ class KeyValues:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attention to the past and to the new positions, which are appended; all are `[B, heads, new, d]`."""
+        keys, values = self.extend(key, value)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, with the new ones `[B, heads, new, d]` at the end."""
         self.append(key, value)
-        return F.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=mask)
+        return self.keys, self.values
 
     def fork(self) -> KeyValues:
         """A copy that can go on independently."""

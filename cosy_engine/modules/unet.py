@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosy_engine.modules.attention import SelfAttention, attend, attention_masks, merge_heads, past_lengths
-from cosy_engine.modules.causal_conv import CausalFrameConv1d, FrameLinear
+from cosy_engine.modules.causal_conv import CausalFrameConv1d, FrameConv1d
 from cosy_engine.modules.child_state import child_state
 from cosy_engine.modules.options import require
 from cosy_engine.modules.streaming import State
@@ -40,7 +40,7 @@ class CausalResnetBlock1D(nn.Module):
         self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_dim, out_channels))
         self.block1 = CausalBlock1D(in_channels, out_channels)
         self.block2 = CausalBlock1D(out_channels, out_channels)
-        self.res_conv = FrameLinear(in_channels, out_channels)
+        self.res_conv = FrameConv1d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, shift: Tensor, state: State | None = None) -> Tensor:
         h = self.block1(x, child_state(state, "block1")) + shift[:, None]
@@ -164,7 +164,7 @@ class CausalConditionalDecoder(nn.Module):
         self.mid_blocks = nn.ModuleList([stage(width) for _ in range(num_mid_blocks)])
         self.up_blocks = nn.ModuleList([stage(2 * width, CausalFrameConv1d(width, width, 3))])
         self.final_block = CausalBlock1D(width, width)
-        self.final_proj = FrameLinear(width, out_channels)
+        self.final_proj = FrameConv1d(width, out_channels, 1)
 
     def time_features(self, t: Tensor) -> Tensor:
         """All that depends on the time alone, `[B, stages*C]` for times `[B]`: the shift of each stage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +12,15 @@ from torch import Tensor, nn
 
 from cosy_engine.modules.attention import (
     attention_masks,
-    extend_pasts,
-    join_masks,
     merge_heads,
     no_past,
-    past_lengths,
     past_of,
+    rows_of,
     split_heads,
 )
-from cosy_engine.modules.causal_conv import CausalConv1d
+from cosy_engine.modules.causal_conv import CausalFrameConv1d, FrameConv1d
 from cosy_engine.modules.child_state import child_state
+from cosy_engine.modules.key_values import KeyValues
 from cosy_engine.modules.options import require
 from cosy_engine.modules.streaming import State
 
@@ -34,8 +34,8 @@ class PreLookaheadLayer(nn.Module):
     def __init__(self, in_channels: int, channels: int, pre_lookahead_len: int = 3) -> None:
         super().__init__()
         self.pre_lookahead_len = pre_lookahead_len
-        self.conv1 = nn.Conv1d(in_channels, channels, pre_lookahead_len + 1)
-        self.conv2 = CausalConv1d(channels, in_channels, 3)
+        self.conv1 = FrameConv1d(in_channels, channels, pre_lookahead_len + 1)
+        self.conv2 = CausalFrameConv1d(channels, in_channels, 3)
 
     def forward(self, xs: Tensor, context: Tensor | None = None, state: State | None = None) -> Tensor:
         """`[B, T, in_channels]` -> the same shape.
@@ -45,8 +45,8 @@ class PreLookaheadLayer(nn.Module):
         """
         seen = xs if context is None else torch.cat([xs, context], dim=1)
         missing = xs.shape[1] + self.pre_lookahead_len - seen.shape[1]
-        h = F.leaky_relu(self.conv1(F.pad(seen.transpose(1, 2), (0, missing))))
-        return xs + self.conv2(h, child_state(state, "conv2")).transpose(1, 2)
+        h = F.leaky_relu(self.conv1(F.pad(seen, (0, 0, 0, missing))))
+        return xs + self.conv2(h, child_state(state, "conv2"))
 
 
 class LinearNoSubsampling(nn.Module):
@@ -179,33 +179,36 @@ class RelPositionMultiHeadedAttention(nn.Module):
         columns = -(-(keys + new) // _ALIGNMENT) * _ALIGNMENT
         return self._projected_distances(keys - 1, keys - columns).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
+    def forward(self, x: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
         """`[B, new, dim]` -> the same shape.
 
         Args:
-            mask: 0 where a key is seen, -inf where not, `[B or 1, 1, new or 1, past+new]`; None: all are seen.
+            masks: 0 where a key is seen, -inf where not, `[B or 1, 1, new or 1, past+new]`; None: all are seen. One for
+                each stream of the batch.
         """
-        query = split_heads(self.linear_q(x), self.heads)
-        key, value = split_heads(self.linear_k(x), self.heads), split_heads(self.linear_v(x), self.heads)
-        pasts = past_of(state)
-        if pasts and isinstance(pasts[0], AlignedPast):
-            key, value = pasts[0].extend(key, value)
-            distances = pasts[0].distances
-        else:
-            if pasts:
-                key, value = extend_pasts(pasts, key, value)
-            distances = self.project_distances(key.shape[2], query.shape[2])
+        query, key, value = (
+            split_heads(layer(x), self.heads) for layer in (self.linear_q, self.linear_k, self.linear_v)
+        )
+        pasts = past_of(state) or [None]
+        rows = zip(*(rows_of(part, len(pasts)) for part in (query, key, value)), masks, pasts, strict=True)
+        attended = [self._attend(*own) for own in rows]
+        return self.linear_out(merge_heads(attended[0] if len(attended) == 1 else torch.cat(attended)))
 
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, past: KeyValues | AlignedPast | None
+    ) -> Tensor:
+        """Attention `[B, heads, new, d]` of new positions to themselves and to the past, which they are appended to."""
+        if past is not None:
+            key, value = past.extend(key, value)
         batch, _, new, _ = query.shape
+        distances = past.distances if isinstance(past, AlignedPast) else self.project_distances(key.shape[2], new)
         scaled_query = (query + self.pos_bias_v[:, None]) * self.head_dim**-0.5
         scores = scaled_query.transpose(0, 1).flatten(1, 2) @ distances  # of a head for all rows: one product each
         bias = _distance_to_key(scores.unflatten(1, (batch, new)).transpose(0, 1), key.shape[2])
         if mask is not None:
             bias = bias + mask
-        attended = F.scaled_dot_product_attention(
-            query + self.pos_bias_u[:, None], key, value, bias, self.dropout if self.training else 0.0
-        )
-        return self.linear_out(merge_heads(attended))
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(query + self.pos_bias_u[:, None], key, value, bias, dropout)
 
 
 class PositionwiseFeedForward(nn.Module):
@@ -232,8 +235,8 @@ class ConformerEncoderLayer(nn.Module):
         self.feed_forward = PositionwiseFeedForward(dim, linear_units, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: State | None = None) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.norm_mha(x), mask, child_state(state, "self_attn")))
+    def forward(self, x: Tensor, masks: Sequence[Tensor | None], state: State | None = None) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.norm_mha(x), masks, child_state(state, "self_attn")))
         return x + self.dropout(self.feed_forward(self.norm_ff(x)))
 
 
@@ -243,12 +246,11 @@ class Upsample1D(nn.Module):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = CausalConv1d(channels, channels, 2 * stride + 1)
+        self.conv = CausalFrameConv1d(channels, channels, 2 * stride + 1)
 
     def forward(self, xs: Tensor, state: State | None = None) -> Tensor:
         """`[B, T, channels]` -> `[B, stride*T, channels]`."""
-        repeated = xs.repeat_interleave(self.stride, dim=1).transpose(1, 2)
-        return self.conv(repeated, child_state(state, "conv")).transpose(1, 2)
+        return self.conv(xs.repeat_interleave(self.stride, dim=1), child_state(state, "conv"))
 
 
 class UpsampleConformerEncoder(nn.Module):
@@ -356,15 +358,15 @@ def _valid(xs: Tensor, lens: Tensor | None) -> Tensor | None:
 
 
 def _run(layers: nn.ModuleList, xs: Tensor, valid: Tensor | None, chunk: int, state: State | None) -> Tensor:
-    first, new = child_state(state, "0", "self_attn"), xs.shape[1]
-    pasts = past_of(first)
+    pasts, new = past_of(child_state(state, "0", "self_attn")), xs.shape[1]
     if pasts and isinstance(pasts[0], AlignedPast):
-        mask = pasts[0].mask(new, chunk)
+        masks = [pasts[0].mask(new, chunk)]
     else:
-        lengths = past_lengths(first)
-        mask = join_masks(attention_masks(lengths, new, chunk, xs.device, valid), lengths, xs)
-    if mask is not None:
-        mask = torch.zeros_like(mask, dtype=xs.dtype).masked_fill_(~mask, -torch.inf)
+        masks = attention_masks([past.length for past in pasts] or [0], new, chunk, xs.device, valid)
+    masks = [
+        None if mask is None else torch.zeros_like(mask, dtype=xs.dtype).masked_fill_(~mask, -torch.inf)
+        for mask in masks
+    ]
     for index, layer in enumerate(layers):
-        xs = layer(xs, mask, child_state(state, str(index)))
+        xs = layer(xs, masks, child_state(state, str(index)))
     return xs

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosy_engine.modules.causal_conv import CausalConv1d
+from cosy_engine.modules.causal_conv import CausalFrameConv1d
 from cosy_engine.modules.streaming import State
 from cosy_engine.modules.upsample_encoder import AlignedPast, UpsampleConformerEncoder
 from cosy_engine.token2wav.graphs import captured, filled_up, uncaptured
@@ -111,7 +111,7 @@ class StaticEncoder(nn.Module):
         self._heads, self._head_dim = attention.heads, attention.head_dim
         self._units = self._heads * (len(encoder.encoders) + _STRIDE * len(encoder.up_encoders))
         self._lookahead = encoder.pre_lookahead_layer.pre_lookahead_len
-        self._convolutions: list[CausalConv1d] = [encoder.pre_lookahead_layer.conv2, encoder.up_layer.conv]
+        self._convolutions: list[CausalFrameConv1d] = [encoder.pre_lookahead_layer.conv2, encoder.up_layer.conv]
         self._tail_sizes = [conv.in_channels * (conv.kernel_size[0] - 1) for conv in self._convolutions]
         self._positions = positions
         weight = encoder.embed.out[0].weight
@@ -256,7 +256,7 @@ class StaticEncoder(nn.Module):
         xs = xs.masked_fill(after_end[:, :, None], 0)
 
         mixing, upsampling = (
-            {"tail": tail.unflatten(1, (conv.in_channels, -1)), "next_tail": _next_tail(conv, counts)}
+            {"tail": tail.unflatten(1, (-1, conv.in_channels)), "next_tail": _next_tail(conv, counts)}
             for conv, (_, counts, _), tail in zip(
                 self._convolutions, (by_token, by_frame), buffers.tails.split(self._tail_sizes, dim=1), strict=True
             )
@@ -303,5 +303,5 @@ def _states(pasts: Sequence[AlignedPast]) -> State:
     return {str(index): {"self_attn": {"past": past}} for index, past in enumerate(pasts)}
 
 
-def _next_tail(conv: CausalConv1d, counts: Tensor) -> Tensor:
+def _next_tail(conv: CausalFrameConv1d, counts: Tensor) -> Tensor:
     return counts[:, None] + torch.arange(conv.kernel_size[0] - 1, device=counts.device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cosy_engine.modules.causal_conv import CausalConv1d, CausalFrameConv1d, FrameLinear
+from cosy_engine.modules.causal_conv import CausalConv1d, CausalFrameConv1d, FrameConv1d
 from cosy_engine.modules.streaming import init_state
 
 
@@ -39,10 +39,11 @@ def test_frames_first_is_the_same_convolution() -> None:
     torch.testing.assert_close(frames_first(x.transpose(1, 2)).transpose(1, 2), conv(x))
 
 
-def test_a_convolution_over_one_frame_is_a_product_of_matrices() -> None:
-    linear, x = FrameLinear(4, 6), torch.randn(2, 20, 4)
-    expected = F.conv1d(x.transpose(1, 2), linear.weight, linear.bias).transpose(1, 2)
-    torch.testing.assert_close(linear(x), expected)
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_convolution_of_frames_is_a_product_of_matrices(kernel_size: int) -> None:
+    conv, x = FrameConv1d(4, 6, kernel_size), torch.randn(2, 20, 4)
+    expected = F.conv1d(x.transpose(1, 2), conv.weight, conv.bias).transpose(1, 2)
+    torch.testing.assert_close(conv(x), expected)
 
 
 @pytest.mark.parametrize("kind", [CausalConv1d, CausalFrameConv1d])

@@ -48,7 +48,7 @@ def test_relative_attention_equals_its_formula_for_each_pair() -> None:
                 by_place = (q[i, head] + attention.pos_bias_v[head]) @ place
                 scores[j] = (by_content + by_place) / math.sqrt(size // heads)
             attended[i, head] = scores.softmax(0) @ v[:, head]
-    torch.testing.assert_close(attention(x, None)[0], attention.linear_out(attended.flatten(1)))
+    torch.testing.assert_close(attention(x, [None])[0], attention.linear_out(attended.flatten(1)))
 
 
 @torch.no_grad()
