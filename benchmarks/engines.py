@@ -32,13 +32,17 @@ Backend = Literal["torch", "vllm"]
 
 
 class FixedLength:
-    """A speech LM that answers every request with as many codes. Whoever made the LM closes it."""
+    """A speech LM that answers every request with as many codes. Whoever made the LM closes it.
+
+    Attributes:
+        tokens: how many; may be changed between requests.
+    """
 
     def __init__(self, speech_lm: SpeechLM, tokens: int) -> None:
-        self.name, self._speech_lm, self._tokens = speech_lm.name, speech_lm, tokens
+        self.name, self._speech_lm, self.tokens = speech_lm.name, speech_lm, tokens
 
     def generate(self, request: SpeechLMRequest) -> AsyncIterator[int]:
-        ratio = (self._tokens + 0.5) / len(request.text)
+        ratio = (self.tokens + 0.5) / len(request.text)
         return self._speech_lm.generate(replace(request, min_ratio=ratio, max_ratio=ratio))
 
     def close(self) -> None:

@@ -23,10 +23,24 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.chunks import measure_chunks
-from benchmarks.engines import SPOKEN, Backend, FixedLength, recording, running_engine, running_speech_lm
+from benchmarks.chunks import CONSTANT_HOP, measure_chunks
+from benchmarks.engines import (
+    SPOKEN,
+    TOKENS_PER_SECOND,
+    Backend,
+    FixedLength,
+    recording,
+    running_engine,
+    running_speech_lm,
+)
 from benchmarks.full_size import random_model
-from benchmarks.listeners import measure_closed_loop, measure_first_audio, measure_first_hops, measure_poisson
+from benchmarks.listeners import (
+    measure_closed_loop,
+    measure_first_audio,
+    measure_first_hops,
+    measure_long_stream,
+    measure_poisson,
+)
 from benchmarks.plots import plot
 from benchmarks.stages import measure_stages
 from benchmarks.tables import remarks, show
@@ -108,6 +122,11 @@ def main(
                 with part(f"{path}: first audio"):
                     figures["first_audio"] = asyncio.run(measure_first_audio(engine, voice, rounds, limit))
                 if path == "incremental":
+                    with part("a long stream of the engine"):
+                        speech_lm.tokens = seconds * TOKENS_PER_SECOND
+                        long = measure_long_stream(engine, voice, CONSTANT_HOP, rounds, limit)
+                        figures["heard"] = asyncio.run(long)
+                        speech_lm.tokens = tokens
                     with part("first hops"):
                         hops = measure_first_hops(engine, voice, FIRST_HOPS, rounds, limit)
                         figures["first_hops"] = asyncio.run(hops)
