@@ -21,6 +21,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
         part = report.get(name, {})
         if "chunks" in part:
             chunks.plot(part["chunks"]["chunks"][:-1], label=name)
+        if "heard" in part:
+            heard = part["heard"]["chunks"][:-1]  # before the first one the listener waits for codes, too
+            chunks.plot(range(1, len(heard)), heard[1:], label=f"{name}, in the engine")
         crowds = [crowd for crowd in part.get("listeners", []) if crowd["ttfa_p50"] is not None]
         counts = [crowd["listeners"] for crowd in crowds]
         (line,) = wait.plot(counts, [crowd["ttfa_p50"] for crowd in crowds], marker="o", label=f"{name}, median")

@@ -29,7 +29,7 @@ def _stream(report: dict[str, Any]) -> Table:
         "third chunk, ms": ("chunks", lambda part: part["chunks"][2], 1000),
         "last whole chunk, ms": ("chunks", lambda part: part["chunks"][-2], 1000),
         "last whole over third": ("chunks", lambda part: part["last_over_third"], 1),
-        "the same as the engine's only listener gets them": ("heard", lambda part: part["last_over_third"], 1),
+        "in the engine, from chunk to chunk: last over third": ("heard", lambda part: part["last_over_third"], 1),
         "all chunks measured, s": ("chunks", lambda part: part["total"], 1),
         "kept a second of audio, MB": ("chunks", lambda part: part["state_bytes_per_second"], 1e-6),
         "first audio, new recording, ms": ("first_audio", lambda part: part["cold_prompt"], 1000),

@@ -71,7 +71,7 @@ class FrameConv1d(nn.Conv1d):
 def _convolve_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """One product of matrices: each frame is laid out beside those before it. For narrow kernels.
 
-    On a CPU a row's result is then the same whatever other rows are in the batch, unlike a convolution's.
+    On a CPU a row's result then hardly depends on the other rows of the batch, unlike a convolution's.
     """
     if conv.kernel_size[0] == 1:
         return F.linear(x, conv.weight.flatten(1), conv.bias)

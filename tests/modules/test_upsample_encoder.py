@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cosy_engine.errors import ModelDirectoryError
+from cosy_engine.modules.streaming import fork_state, init_state, stack_states
 from cosy_engine.modules.upsample_encoder import (
     PreLookaheadLayer,
     RelPositionMultiHeadedAttention,
@@ -75,6 +76,23 @@ def test_look_ahead_reaches_as_far_as_it_says() -> None:
     changed[:, 5] += 1
     differs = (layer(changed) - expected).abs().amax(dim=2)[0] > 1e-6
     assert differs.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
+
+
+@torch.no_grad()
+def test_streams_of_different_pasts_share_a_batch() -> None:
+    encoder, fed = small_encoder(), (5, 20)
+    states = [init_state(encoder, 1, torch.device("cpu"), torch.float32) for _ in fed]
+    for seed, (tokens, state) in enumerate(zip(fed, states, strict=True)):
+        encoder(_embedded(tokens, seed=seed), streaming=True, state=state)
+    alone = [fork_state(state) for state in states]
+    together = stack_states(states)
+    for seed in (2, 3):
+        xs, context = _embedded(30, 2, seed), _embedded(3, 2, seed + 10)
+        features, _ = encoder(xs, context=context, streaming=True, state=together)
+        for row, state in enumerate(alone):
+            own = slice(row, row + 1)
+            expected, _ = encoder(xs[own], context=context[own], streaming=True, state=state)
+            torch.testing.assert_close(features[own], expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
