@@ -23,7 +23,7 @@ from cosy_engine.token2wav.work import Encode, EulerSteps, Making, Vocode
 
 PROMPT, ENCODER, HOST = "voice (once)", "flow encoder", "host"
 LM = "speech LM"
-WORK = {Encode: ENCODER, EulerSteps: "estimator, 10 steps", Vocode: "vocoder"}
+WORK = {Encode: ENCODER, EulerSteps: "estimator, all steps", Vocode: "vocoder"}
 PARTS = (LM, PROMPT, *WORK.values(), HOST)
 _BEFORE = 3  # seconds of speech before the chunks in the middle of a stream
 _HOPS = HopSettings(token_hop_len_first=_BEFORE * TOKENS_PER_SECOND, token_max_hop_len=25)
