@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,16 +42,29 @@ def measure_chunks(model: CosyVoiceModel, path: str, seconds: int, rounds: int, 
             runs.append(times)
         if time.perf_counter() > deadline:
             break
-    chunks = [statistics.median(column) for column in zip(*runs, strict=True)]
-    result = {"stream_seconds": seconds, "rounds": len(runs), "chunks": chunks, "total": sum(chunks)}
-    if len(chunks) > 3:
-        # The last chunk has what is left, so the last whole one stands for the end of the stream.
-        result["last_over_third"] = chunks[-2] / chunks[2]
-    if not stream.done:
-        result["cut"] = f"stopped after {limit:.0f} s: {len(chunks)} chunks, {len(runs)} of {rounds} rounds"
+    result = {"stream_seconds": seconds} | chunk_figures(runs, rounds, limit, whole=stream.done)
+    result["total"] = sum(result["chunks"])
     if path == "incremental":
         held = state_bytes(stream._flow_state) + state_bytes(stream._vocoder_state)
         result["state_bytes_per_second"] = held / stream._fed[-1] * TOKENS_PER_SECOND
+    return result
+
+
+def chunk_figures(runs: Sequence[Sequence[float]], rounds: int, limit: float, *, whole: bool) -> dict[str, Any]:
+    """What some rounds of a stream say of its chunks.
+
+    Args:
+        runs: seconds of each chunk in each round.
+        rounds: how many there were to be, within `limit` seconds.
+        whole: the last round was not cut.
+    """
+    chunks = [statistics.median(column) for column in zip(*runs, strict=True)]
+    result: dict[str, Any] = {"rounds": len(runs), "chunks": chunks}
+    if len(chunks) > 3:
+        # The last chunk has what is left, so the last whole one stands for the end of the stream.
+        result["last_over_third"] = chunks[-2] / chunks[2]
+    if len(runs) < rounds or not whole:
+        result["cut"] = f"stopped after {limit:.0f} s: {len(chunks)} chunks, {len(runs)} of {rounds} rounds"
     return result
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.chunks import chunk_figures
 from benchmarks.engines import SPOKEN, TEXT, recording
 from cosy_engine.config import HopSettings
 from cosy_engine.engine import Engine, SynthesisRequest
@@ -90,32 +91,21 @@ async def measure_long_stream(engine: Engine, voice: str, hop: HopSettings, roun
     usual, deadline = engine.settings, time.perf_counter() + limit
     engine.settings = usual.model_copy(update={"hops": hop})
     runs: list[list[float]] = []
+    whole = True
     try:
         while len(runs) < rounds and (not runs or time.perf_counter() < deadline):
-            runs.append(
-                await _gaps(engine, SynthesisRequest(TEXT, voice=voice, seed=0), math.inf if runs else deadline)
-            )
+            came = [time.perf_counter()]
+            synthesis = engine.synthesize(SynthesisRequest(TEXT, voice=voice, seed=0))
+            async for _ in synthesis:
+                came.append(time.perf_counter())
+                if not runs and came[-1] > deadline:
+                    whole = False
+                    break
+            await synthesis.cancel()
+            runs.append([after - before for before, after in pairwise(came)])
     finally:
         engine.settings = usual
-    chunks = [statistics.median(column) for column in zip(*runs, strict=True)]
-    result: Result = {"rounds": len(runs), "chunks": chunks}
-    if len(chunks) > 3:
-        result["last_over_third"] = chunks[-2] / chunks[2]
-    if len(runs) < rounds:
-        result["cut"] = f"stopped after {limit:.0f} s: {len(chunks)} chunks, {len(runs)} of {rounds} rounds"
-    return result
-
-
-async def _gaps(engine: Engine, request: SynthesisRequest, deadline: float) -> list[float]:
-    """Seconds before each chunk of a stream, until the deadline."""
-    came = [time.perf_counter()]
-    synthesis = engine.synthesize(request)
-    async for _ in synthesis:
-        came.append(time.perf_counter())
-        if came[-1] > deadline:
-            break
-    await synthesis.cancel()
-    return [after - before for before, after in pairwise(came)]
+    return chunk_figures(runs, rounds, limit, whole=whole)
 
 
 async def measure_closed_loop(engine: Engine, voice: str, listeners: int, requests: int, limit: float) -> Result:

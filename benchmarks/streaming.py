@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -80,6 +81,8 @@ def main(
     on_gpu = where.type == "cuda"
     if fp16 and not on_gpu:
         raise typer.BadParameter("half precision needs a GPU", param_hint="--fp16")
+    if plot_file is not None and find_spec("matplotlib") is None:
+        raise typer.BadParameter("a plot needs matplotlib: pip install matplotlib", param_hint="--plot")
     levels = {"incremental": _numbers(concurrency, int), "recompute": _numbers(recompute_concurrency, int)}
     settings = Settings(
         device=device,
